@@ -1,0 +1,58 @@
+"""The loaded llama.cpp library: bindings, versions, and one-time initialization."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+from llama_cpp import llama_cpp as _bindings
+
+__all__ = ["LibraryInfo", "dll", "initialize", "lib", "library_info"]
+
+#: llama_cpp's low-level module. Its functions have the C names and types.
+lib: Any = _bindings
+
+#: The shared library itself. ggml's functions are reached through it: llama_cpp's own
+#: ``_ggml`` handle opens a second copy with a separate device registry.
+dll: Any = _bindings._lib
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryInfo:
+    """Versions of the binding and of the library under it."""
+
+    llama_cpp_python: str
+    commit: str
+    ggml_version: str
+    system_info: str
+
+
+@functools.cache
+def initialize() -> None:
+    """Start llama.cpp's backends, once per process."""
+    lib.llama_backend_init()
+
+
+def _ggml_string(name: str) -> str:
+    function = getattr(dll, name, None)
+    if function is None:
+        return ""
+    function.restype = ctypes.c_char_p
+    function.argtypes = []
+    value: bytes | None = function()
+    return (value or b"").decode("utf-8", "replace")
+
+
+@functools.cache
+def library_info() -> LibraryInfo:
+    """Return the versions in use."""
+    system: bytes = lib.llama_print_system_info() or b""
+    return LibraryInfo(
+        llama_cpp_python=importlib.metadata.version("llama-cpp-python"),
+        commit=_ggml_string("ggml_commit").removesuffix("-dirty"),
+        ggml_version=_ggml_string("ggml_version"),
+        system_info=system.decode("utf-8", "replace").strip(),
+    )
