@@ -1,0 +1,1 @@
+"""What the machine offers: processors and memory as the container allows them."""
