@@ -1,0 +1,380 @@
+"""The decode loop: a prompt goes in, chunks come out, a completion is left."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from llama_magic.errors import ContextFullError, InvalidRequestError
+from llama_magic.inference.cache import ConversationCache, Plan
+from llama_magic.inference.chain import bias_of, build_sampler, grammar_of, prompt_window
+from llama_magic.inference.logprobs import token_logprob
+from llama_magic.inference.params import SamplingParams
+from llama_magic.inference.prompt import Prompt
+from llama_magic.inference.results import Chunk, Completion, Message, Sample, Timings, TokenLogprob
+from llama_magic.inference.runtime import ModelRuntime
+from llama_magic.inference.text import TextAssembler
+from llama_magic.native import Aborted, NativeContext, NoSlot, Sampler
+
+__all__ = ["Emit", "Generation", "draw_seed"]
+
+#: Tokens that go into one chunk, which keeps the bytes to the front end in step with the text; but no sooner
+#: than the first of these seconds after the last chunk, no later than the second, and earlier where waiting for
+#: one more token would exceed the third.
+FLUSH_TOKENS = 5
+SHORTEST_S, FLUSH_S, LONGEST_S = 0.052, 0.11, 0.12
+
+_MAX_SEED = 0xFFFFFFFE
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Where chunks and the prompt's progress (0 to 1) go."""
+
+    chunk: Callable[[Chunk], None]
+    progress: Callable[[float], None]
+
+
+def _is_time(waited: float, step: float, tokens: int) -> bool:
+    """Tell whether to send a chunk: `waited` seconds after the last one, with a token every `step` seconds."""
+    return waited >= FLUSH_S or waited + step > LONGEST_S or (tokens >= FLUSH_TOKENS and waited >= SHORTEST_S)
+
+
+def draw_seed() -> int:
+    """Return a random seed; 0xFFFFFFFF is left out, it means "random" to llama.cpp."""
+    return secrets.randbelow(_MAX_SEED + 1)
+
+
+@dataclass(slots=True)
+class _Track:
+    """One continuation while it grows."""
+
+    index: int
+    sampler: Sampler
+    text: TextAssembler
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    sent: int = 0
+    spelled: int = 0
+    finish: str = ""
+
+
+class Generation:
+    """One generation on one model.
+
+    Parameters
+    ----------
+    runtime
+        The model.
+    params
+        How to sample.
+    emit
+        Where chunks go.
+    cancelled
+        Asked before every token; True ends the generation with what there is.
+    """
+
+    def __init__(
+        self, runtime: ModelRuntime, params: SamplingParams, emit: Emit, cancelled: Callable[[], bool]
+    ) -> None:
+        self._runtime = runtime
+        self._model = runtime.model
+        self._params = params
+        self._emit = emit
+        self._cancelled = cancelled
+        self._seed = params.seed if params.seed is not None else draw_seed()
+        self._started = time.perf_counter()
+        self._prompt_s = self._first_s = self._prompt_end = 0.0
+        self._flushed = 0.0
+
+    @property
+    def seed(self) -> int:
+        """The seed in use."""
+        return self._seed
+
+    def run(self, prompt: str | None, messages: Sequence[Message], conversation: str | None) -> tuple[Completion, str]:
+        """Generate; return the completion and how the prompt was made ("chat" or "completion").
+
+        Raises
+        ------
+        ContextFullError
+            The prompt does not fit.
+        InvalidRequestError
+            The prompt is empty, or grammar, schema or biases can not be used.
+        """
+        made = self._runtime.prompts.text(prompt) if prompt is not None else self._runtime.prompts.chat(messages)
+        if not made.tokens:
+            raise InvalidRequestError("the prompt is empty; write something for the model to continue")
+        if len(made.tokens) >= self._runtime.n_ctx:
+            raise ContextFullError(len(made.tokens), self._runtime.n_ctx, self._model.n_ctx_train)
+        tracks = self._tracks()
+        try:
+            if conversation is None:
+                plan = self._run_solo(made, tracks)
+            else:
+                plan = self._run_conversation(conversation, made, tracks)
+        finally:
+            for track in tracks:
+                track.sampler.close()
+        return self._completion(made, plan, tracks), made.template
+
+    def _tracks(self) -> list[_Track]:
+        params, runtime = self._params, self._runtime
+        bias, grammar = bias_of(self._model, params), grammar_of(params)
+        limit = params.max_tokens if params.max_tokens >= 0 else runtime.n_ctx
+        return [
+            _Track(
+                index,
+                build_sampler(
+                    self._model,
+                    params,
+                    seed=(self._seed + index) % (_MAX_SEED + 1),
+                    n_ctx=runtime.n_ctx,
+                    bias=bias,
+                    grammar=grammar,
+                    log=runtime.log,
+                ),
+                TextAssembler(params.stop),
+                limit,
+            )
+            for index in range(params.samples)
+        ]
+
+    # -- the prompt ------------------------------------------------------------------------
+
+    def _run_solo(self, made: Prompt, tracks: list[_Track]) -> Plan:
+        cache = self._runtime.solo(len(tracks))
+        plan = cache.plan(made.tokens)
+        if plan.logits is None:
+            if not self._prefill(cache.context, plan, None):
+                return self._stop(plan, tracks, "interrupted")
+            cache.remember(plan.tokens)
+        self._begin(plan, tracks)
+        logits = plan.logits
+        for track in tracks:
+            token = track.sampler.sample(cache.context, -1) if logits is None else track.sampler.sample_from(logits)
+            row = cache.context.logits(-1) if logits is None and self._params.logprobs else logits
+            self._take(track, token, row)
+        if len(tracks) == 1:
+            self._decode_one(cache.context, plan, tracks[0])
+        else:
+            self._decode_many(cache.context, plan, tracks)
+        return plan
+
+    def _run_conversation(self, key: str, made: Prompt, tracks: list[_Track]) -> Plan:
+        if len(tracks) > 1:
+            raise InvalidRequestError("several samples need a request that stands alone, not a conversation")
+        cache = self._runtime.chat()
+        plan = cache.plan(key, made.tokens)
+        context, track = cache.context, tracks[0]
+        if not self._prefill(context, plan, lambda: cache.evict(key)):
+            return self._stop(plan, tracks, "interrupted")
+        self._begin(plan, tracks)
+        token = track.sampler.sample(context, -1)
+        self._take(track, token, context.logits(-1) if self._params.logprobs else None)
+        self._decode_one(context, plan, track, cache, key)
+        return plan
+
+    def _prefill(self, context: NativeContext, plan: Plan, make_room: Callable[[], bool] | None) -> bool:
+        """Process what the cache does not hold; False when cancelled."""
+        slot, tokens, at = plan.slot, plan.tokens, plan.keep
+        todo = len(tokens) - at
+        while at < len(tokens):
+            if self._cancelled():
+                return False
+            if todo > context.n_ubatch:
+                self._emit.progress((at - plan.keep) / todo)
+            part = tokens[at : at + context.n_ubatch]
+            try:
+                context.prefill(part, at, slot.seq, logits=at + len(part) == len(tokens))
+            except Aborted:
+                del slot.tokens[context.last_position(slot.seq) + 1 :]
+                return False
+            except NoSlot:
+                if make_room is not None and make_room():
+                    continue
+                raise ContextFullError(len(tokens), self._runtime.n_ctx, self._model.n_ctx_train) from None
+            slot.tokens.extend(part)
+            at += len(part)
+        return True
+
+    def _begin(self, plan: Plan, tracks: list[_Track]) -> None:
+        window = prompt_window(self._params, self._runtime.n_ctx)
+        if window:
+            for track in tracks:
+                track.sampler.accept_prompt(plan.tokens[-window:])
+        self._prompt_end = time.perf_counter()
+        self._prompt_s = self._prompt_end - self._started
+
+    # -- the tokens ------------------------------------------------------------------------
+
+    def _take(self, track: _Track, token: int, logits: object = None) -> None:
+        """Add a sampled token to a track, and see whether it ends there."""
+        if token in self._model.eog and not self._params.ignore_eos:
+            track.finish = "stop"
+        else:
+            track.tokens.append(token)
+            if self._params.logprobs:
+                row = token_logprob(self._model, logits, token, self._params.logprobs)  # type: ignore[arg-type]
+                track.logprobs.append(row)
+            if self._params.stop:
+                self._spell(track)
+            if track.text.stopped:
+                track.finish = "stop"
+            elif len(track.tokens) >= track.limit:
+                track.finish = "length"
+        if not self._first_s:
+            self._first_s = time.perf_counter() - self._started
+            self._flush(track)
+
+    def _spell(self, track: _Track) -> None:
+        """Turn the tokens since the last call into text."""
+        feed, piece = track.text.feed, self._model.piece
+        for token in track.tokens[track.spelled :]:
+            feed(piece(token))
+        track.spelled = len(track.tokens)
+
+    def _decode_one(
+        self,
+        context: NativeContext,
+        plan: Plan,
+        track: _Track,
+        cache: ConversationCache | None = None,
+        key: str = "",
+    ) -> None:
+        """Generate one continuation.
+
+        This is the path that must cost nothing beyond llama.cpp itself. The weights have just passed
+        through the processor's caches, so whatever is touched here comes from memory: little is
+        touched for a token, and its text waits for the next chunk unless it has to be looked at.
+        """
+        seq, n_ctx, cancelled, clock = plan.slot.seq, self._runtime.n_ctx, self._cancelled, time.perf_counter
+        step, sample, held = context.step_one, track.sampler.sample, plan.slot.tokens
+        tokens, limit = track.tokens, track.limit
+        plain = not (self._params.logprobs or self._params.stop)
+        eog = frozenset[int]() if self._params.ignore_eos else self._model.eog
+        position, before = len(held), clock()
+        while not track.finish:
+            if cancelled():
+                track.finish = "interrupted"
+                break
+            if position >= n_ctx:
+                track.finish = "context"
+                break
+            token = tokens[-1]
+            try:
+                step(token, position, seq)
+            except Aborted:
+                track.finish = "interrupted"
+                break
+            except NoSlot:
+                if cache is not None and cache.evict(key):
+                    continue
+                track.finish = "context"
+                break
+            held.append(token)
+            position += 1
+            token = sample(context, 0)
+            if not plain:
+                self._take(track, token, context.logits(0))
+            elif token in eog:
+                track.finish = "stop"
+            else:
+                tokens.append(token)
+                if len(tokens) >= limit:
+                    track.finish = "length"
+            now = clock()
+            if _is_time(now - self._flushed, now - before, len(tokens) - track.sent):
+                self._flush(track)
+            before = now
+        self._flush(track, last=True)
+
+    def _decode_many(self, context: NativeContext, plan: Plan, tracks: list[_Track]) -> None:
+        """Generate several continuations of one prompt, one batch a step."""
+        start = len(plan.tokens)
+        for track in tracks[1:]:
+            context.share(0, track.index, start)
+        active = [track for track in tracks if not track.finish]
+        before = flushed = time.perf_counter()
+        while active:
+            if self._cancelled():
+                self._end(active, "interrupted")
+                break
+            if start + max(len(track.tokens) for track in active) > self._runtime.n_ctx:
+                self._end(active, "context")
+                break
+            try:
+                context.step(
+                    [track.tokens[-1] for track in active],
+                    [start + len(track.tokens) - 1 for track in active],
+                    [track.index for track in active],
+                )
+            except Aborted:
+                self._end(active, "interrupted")
+                break
+            except NoSlot:
+                self._end(active, "context")
+                break
+            for row, track in enumerate(active):
+                token = track.sampler.sample(context, row)
+                self._take(track, token, context.logits(row) if self._params.logprobs else None)
+            now = time.perf_counter()
+            if _is_time(now - flushed, now - before, FLUSH_TOKENS):
+                flushed = now
+                for track in active:
+                    self._flush(track)
+            before = now
+            active = [track for track in active if not track.finish]
+        for track in tracks:
+            self._flush(track, last=True)
+        del plan.slot.tokens[start:]
+
+    @staticmethod
+    def _end(tracks: list[_Track], reason: str) -> None:
+        for track in tracks:
+            track.finish = reason
+
+    def _stop(self, plan: Plan, tracks: list[_Track], reason: str) -> Plan:
+        self._prompt_end = time.perf_counter()
+        self._prompt_s = self._prompt_end - self._started
+        self._end(tracks, reason)
+        return plan
+
+    def _flush(self, track: _Track, *, last: bool = False) -> None:
+        self._spell(track)
+        text = track.text.take() + (track.text.finish() if last else "")
+        self._flushed = time.perf_counter()
+        if not text and track.sent == len(track.tokens):
+            return
+        tokens, logprobs = tuple(track.tokens[track.sent :]), tuple(track.logprobs[track.sent :])
+        track.sent = len(track.tokens)
+        self._emit.chunk(Chunk(text, tokens, logprobs, track.index))
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def _completion(self, made: Prompt, plan: Plan, tracks: list[_Track]) -> Completion:
+        now = time.perf_counter()
+        samples = tuple(
+            Sample(track.text.text, tuple(track.tokens), track.finish, tuple(track.logprobs)) for track in tracks
+        )
+        first = samples[0]
+        timings = Timings(
+            prompt_tokens=len(made.tokens),
+            cached_tokens=min(plan.keep, len(made.tokens)),
+            prompt_s=self._prompt_s,
+            generated_tokens=sum(len(sample.tokens) for sample in samples),
+            generation_s=now - self._prompt_end,
+            time_to_first_token_s=self._first_s,
+        )
+        return Completion(
+            text=first.text,
+            tokens=first.tokens,
+            finish_reason=first.finish_reason,
+            timings=timings,
+            logprobs=first.logprobs,
+            samples=samples,
+            notes=made.notes,
+        )
