@@ -1,0 +1,259 @@
+"""The kernel's side of the engine: starts the worker when needed, sends requests, hands out events.
+
+Reading and writing happen in threads of their own: an interrupt raises KeyboardInterrupt
+anywhere in the main thread, and half a message written or read would leave both sides
+unable to understand each other.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from llama_magic.engine.process import WorkerProcess
+from llama_magic.engine.protocol import Cancel, Envelope, Error, GenerateRequest, Log, Progress, Request, Result
+from llama_magic.engine.stream import CANCEL_S, GenerationStream, PendingRequest, WorkerDied, end_of
+from llama_magic.errors import EngineCrashed, GenerationInterrupted
+from llama_magic.inference.results import Completion
+
+__all__ = ["Client", "EngineClient", "get_client", "set_client", "wait_for"]
+
+_LOG_LINES = 200
+
+
+class Client(Protocol):
+    """What the rest of the kernel needs of an engine client; tests put their own in its place."""
+
+    @property
+    def alive(self) -> bool:
+        """True while a worker runs."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker."""
+
+    def request(self, request: Request, on_progress: Callable[[Progress], None] | None = None) -> Any:
+        """Return the result of a request."""
+
+    def open(self, request: GenerateRequest) -> GenerationStream:
+        """Start a generation and return its stream."""
+
+    def close(self) -> None:
+        """End the worker."""
+
+
+def wait_for(pending: PendingRequest, on_progress: Callable[[Progress], None] | None = None) -> Any:
+    """Read a request's events to the end and return its result; an interrupt cancels it."""
+    try:
+        while True:
+            event = pending.next_event()
+            if isinstance(event, (Result, Error)):
+                return end_of(event)
+            if isinstance(event, Progress) and on_progress is not None:
+                on_progress(event)
+    except KeyboardInterrupt as exc:
+        if isinstance(exc, GenerationInterrupted):
+            raise
+        raise GenerationInterrupted(_stop(pending)) from None
+    finally:
+        pending.done()
+
+
+def _stop(pending: PendingRequest) -> Completion | None:
+    """Cancel and wait for the end; kill the worker where it does not come."""
+    pending.cancel()
+    deadline = time.monotonic() + CANCEL_S
+    try:
+        while (event := pending.next_event(deadline)) is not None:
+            if isinstance(event, Result):
+                return event.value if isinstance(event.value, Completion) else None
+            if isinstance(event, Error):
+                return None
+    except EngineCrashed:
+        return None
+    pending.abandon()
+    return None
+
+
+class _Channel:
+    """A worker with the two threads that read from it and write to it."""
+
+    def __init__(self, log: deque[str]) -> None:
+        self.process = WorkerProcess()
+        self.pending: dict[int, PendingRequest] = {}
+        self.owner = os.getpid()
+        self.dead = False
+        self._log = log
+        self._lock = threading.Lock()
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for work, name in ((self._read, "reader"), (self._write, "writer")):
+            threading.Thread(target=work, name=f"llama-magic-{name}", daemon=True).start()
+
+    def submit(self, pending: PendingRequest, request: Request) -> None:
+        with self._lock:
+            if not self.dead:
+                self.pending[pending.number] = pending
+                self._outbox.put(Envelope(pending.number, request))
+                return
+        pending.events.put(WorkerDied())
+
+    def send(self, message: Any) -> None:
+        self._outbox.put(message)
+
+    def _write(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            try:
+                self.process.connection.send(message)
+            except (OSError, ValueError):
+                return  # the reader notices too, and tells those who wait
+
+    def _read(self) -> None:
+        receive = self.process.connection.recv
+        # A worker that is killed can leave half a message, which unpickles to anything or nothing.
+        with contextlib.suppress(Exception):
+            while True:
+                envelope = receive()
+                if isinstance(envelope.body, Log):
+                    self._log.append(envelope.body.text)
+                    continue
+                waiting = self.pending.get(envelope.number)
+                if waiting is not None:
+                    waiting.events.put(envelope.body)
+        with self._lock:
+            self.dead = True
+            waiting_now = list(self.pending.values())
+        for pending in waiting_now:
+            pending.events.put(WorkerDied())
+        self._outbox.put(None)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+class EngineClient:
+    """Talks to one worker process, which is started by the first request and again after it died."""
+
+    def __init__(self) -> None:
+        self.log: deque[str] = deque(maxlen=_LOG_LINES)
+        self._channel: _Channel | None = None
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+
+    # -- the worker ------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """True while a worker runs."""
+        channel = self._channel
+        return channel is not None and not channel.dead and channel.process.alive
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker, None where none runs."""
+        channel = self._channel
+        return channel.process.pid if channel is not None and self.alive else None
+
+    def _ensure(self) -> _Channel:
+        with self._lock:
+            channel = self._channel
+            forked = channel is not None and channel.owner != os.getpid()
+            if channel is None or forked or channel.dead or not channel.process.alive:
+                if channel is not None and not forked:
+                    channel.kill()
+                channel = self._channel = _Channel(self.log)
+            return channel
+
+    def close(self) -> None:
+        """End the worker; the next request starts another."""
+        with self._lock:
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.kill()
+
+    def restart(self) -> None:
+        """End the worker and start a fresh one."""
+        self.close()
+        self._ensure()
+
+    # -- requests --------------------------------------------------------------------------
+
+    def _submit(self, request: Request) -> PendingRequest:
+        channel = self._ensure()
+        # What llama.cpp said during earlier requests explains nothing about this one.
+        self.log.clear()
+        pending = PendingRequest(self, next(self._numbers), channel)
+        channel.submit(pending, request)
+        return pending
+
+    def open(self, request: GenerateRequest) -> GenerationStream:
+        """Start a generation and return its stream."""
+        return GenerationStream(self._submit(request))
+
+    def request(self, request: Request, on_progress: Callable[[Progress], None] | None = None) -> Any:
+        """Send a request and return its result.
+
+        Raises
+        ------
+        LlamaMagicError
+            What the request led to; `EngineCrashed` when the worker died.
+        GenerationInterrupted
+            The user interrupted it.
+        """
+        return wait_for(self._submit(request), on_progress)
+
+    # -- called by pending requests --------------------------------------------------------
+
+    def send_cancel(self, pending: PendingRequest) -> None:
+        """Tell the worker to stop one request."""
+        _channel_of(pending).send(Cancel(pending.number))
+
+    def forget(self, pending: PendingRequest) -> None:
+        """Deliver no more events of a request."""
+        _channel_of(pending).pending.pop(pending.number, None)
+
+    def kill(self, pending: PendingRequest) -> None:
+        """Kill the worker that a request runs on."""
+        _channel_of(pending).kill()
+
+    def crashed(self, pending: PendingRequest) -> EngineCrashed:
+        """Return the error that says why the worker of a request died."""
+        process = _channel_of(pending).process
+        lines = [*list(self.log)[-4:], *process.output()[-4:]]
+        return EngineCrashed(process.cause(), process.exit_code(), tuple(lines))
+
+
+def _channel_of(pending: PendingRequest) -> _Channel:
+    channel = pending.worker
+    assert isinstance(channel, _Channel)
+    return channel
+
+
+_client: Client | None = None
+
+
+def get_client() -> Client:
+    """Return the client that this process uses, made at the first call. It starts no process yet."""
+    global _client  # noqa: PLW0603 - one worker per kernel is the design
+    if _client is None:
+        _client = EngineClient()
+        atexit.register(_close)
+    return _client
+
+
+def set_client(client: Client | None) -> None:
+    """Use another client, or a new one when None. The old one is not closed."""
+    global _client  # noqa: PLW0603
+    _client = client
+
+
+def _close() -> None:
+    if _client is not None:
+        _client.close()

@@ -1,0 +1,110 @@
+"""The worker's main loop: reads requests from the kernel, answers them one at a time."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from llama_magic.engine.engine import Engine
+from llama_magic.engine.protocol import Cancel, Envelope, Error, Event, Request, Result
+from llama_magic.errors import GenerationInterrupted, LlamaMagicError, OutOfMemoryError
+
+__all__ = ["serve"]
+
+#: Seconds between two looks at whether the kernel still lives.
+_WATCH_S = 0.5
+
+
+class _Host:
+    def __init__(self, connection: Connection, parent: int) -> None:
+        self._connection = connection
+        self._parent = parent
+        self._requests: queue.SimpleQueue[tuple[int, Request]] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        self._state_lock = threading.Lock()
+        self._current = -1
+        self._cancelled: set[int] = set()
+        self._engine = Engine(self._emit)
+
+    def run(self) -> None:
+        threading.Thread(target=self._read, name="llama-magic-reader", daemon=True).start()
+        threading.Thread(target=self._write, name="llama-magic-writer", daemon=True).start()
+        while True:
+            number, request = self._requests.get()
+            with self._state_lock:
+                self._current = number
+                self._engine.ready()
+                if number in self._cancelled:
+                    self._engine.cancel()
+            end = self._answer(request)
+            with self._state_lock:
+                self._current = -1
+                self._cancelled.discard(number)
+            self._outbox.put((number, end))
+
+    def _answer(self, request: Request) -> Event:
+        try:
+            return Result(self._engine.answer(request))
+        except (LlamaMagicError, GenerationInterrupted) as exc:
+            return Error(exc)
+        except MemoryError:
+            return Error(OutOfMemoryError("the worker ran out of memory; a smaller model or context helps"))
+        except Exception as exc:  # noqa: BLE001 - a bug: it goes to the kernel with its traceback
+            return Error(_portable(exc), traceback.format_exc())
+
+    def _emit(self, event: Event) -> None:
+        self._outbox.put((self._current, event))
+
+    def _write(self) -> None:
+        """Send events, beside llama.cpp and not between two of its calls."""
+        take, send, dumps = self._outbox.get, self._connection.send_bytes, pickle.dumps
+        while True:
+            number, event = take()
+            try:
+                send(dumps(Envelope(number, event), pickle.HIGHEST_PROTOCOL))
+            except OSError:
+                os._exit(0)  # the kernel is gone
+
+    def _read(self) -> None:
+        """Take messages from the kernel; end the process when the kernel ends, however it does."""
+        try:
+            while True:
+                while not self._connection.poll(_WATCH_S):
+                    if os.getppid() != self._parent:
+                        os._exit(0)
+                message: Any = self._connection.recv()
+                if isinstance(message, Cancel):
+                    self._cancel(message.number)
+                else:
+                    self._requests.put((message.number, message.body))
+        except (EOFError, OSError):
+            os._exit(0)
+
+    def _cancel(self, number: int) -> None:
+        with self._state_lock:
+            if number == self._current:
+                self._engine.cancel()
+            else:
+                self._cancelled.add(number)
+
+
+def _portable(exc: Exception) -> Exception:
+    """Return the exception if it can cross to the kernel, else one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(exc))  # noqa: S301 - our own bytes
+    except Exception:  # noqa: BLE001 - anything can go wrong in a foreign __reduce__
+        return RuntimeError(f"{type(exc).__name__}: {exc}")
+    return exc
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until the kernel goes away. Never returns."""
+    # Jupyter interrupts the whole process group; what to stop is told by `Cancel`.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _Host(connection, os.getppid()).run()

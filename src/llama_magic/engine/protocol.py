@@ -1,0 +1,180 @@
+"""What kernel and worker say to each other.
+
+One request is answered by a stream of events: any number of `Progress`, `Log` and
+`Chunk`, then exactly one `Result` or `Error`. Everything here is a frozen dataclass of
+plain values, and pickles. Nothing here imports numpy or llama_cpp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from llama_magic.inference.params import SamplingParams
+from llama_magic.inference.results import Chunk, Message
+from llama_magic.models.options import ModelSpec
+
+__all__ = [
+    "Cancel",
+    "Chunk",
+    "DetokenizeRequest",
+    "EmbedRequest",
+    "Envelope",
+    "Error",
+    "Event",
+    "ForgetRequest",
+    "GenerateRequest",
+    "LoadRequest",
+    "Log",
+    "Progress",
+    "Request",
+    "Result",
+    "StatusRequest",
+    "TokenizeRequest",
+    "UnloadRequest",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """Load a model; the result is a `ModelInfo`. `force` skips the memory check."""
+
+    spec: ModelSpec
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadRequest:
+    """Unload one model, or all when `path` is None; the result is the tuple of unloaded paths."""
+
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Generate text; the result is a `Completion` (its receipt without the `llama_cli` line).
+
+    Attributes
+    ----------
+    spec
+        The model; loaded first when it is not.
+    params
+        How to sample.
+    prompt
+        Text to continue as it is, or None when `messages` are given.
+    messages
+        A chat, put through the model's template.
+    conversation
+        Key under which the cache stays warm; None for a request that stands alone, whose
+        result then depends on nothing that ran before it.
+    force
+        Skip the memory check, should the model have to be loaded.
+    """
+
+    spec: ModelSpec
+    params: SamplingParams
+    prompt: str | None = None
+    messages: tuple[Message, ...] = ()
+    conversation: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeRequest:
+    """Tokenize text; the result is a tuple of ids. `special` reads ``<|im_start|>`` and the like as one token."""
+
+    spec: ModelSpec
+    text: str
+    add_special: bool = False
+    special: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DetokenizeRequest:
+    """Turn token ids into text."""
+
+    spec: ModelSpec
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Embed texts; the result is a tuple of tuples of floats, each of unit length."""
+
+    spec: ModelSpec
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRequest:
+    """Drop the warm cache of one conversation, or of all when None; the result is None."""
+
+    conversation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRequest:
+    """Ask what is loaded; the result is a tuple of `ModelInfo`, the most recently used last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop the request of this number (the kernel's only message that is not a request)."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far something is: `fraction` from 0 to 1, or None where it can not be known."""
+
+    stage: str
+    fraction: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A line of llama.cpp's log. `level` is "debug", "info", "warning" or "error"."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The end of a request that worked."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """The end of a request that failed: a `LlamaMagicError`, or a bug with its traceback as text."""
+
+    error: Exception
+    traceback: str = ""
+
+
+Request: TypeAlias = (
+    LoadRequest
+    | UnloadRequest
+    | GenerateRequest
+    | TokenizeRequest
+    | DetokenizeRequest
+    | EmbedRequest
+    | ForgetRequest
+    | StatusRequest
+)
+Event: TypeAlias = Progress | Log | Chunk | Result | Error
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A request or an event with the number of the request it belongs to."""
+
+    number: int
+    body: Request | Event
+
+    def __reduce__(self) -> tuple[type[Envelope], tuple[object, ...]]:
+        return Envelope, (self.number, self.body)  # as `Chunk` does, for the same reason

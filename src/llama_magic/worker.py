@@ -1,0 +1,30 @@
+"""Entry of the worker process: ``python -m llama_magic.worker``. Started by `llama_magic.engine.process`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from multiprocessing.connection import Client, Connection
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Connect to the kernel that started this process, and serve it."""
+    parser = argparse.ArgumentParser(description="Worker process of llama_magic; not to be started by hand.")
+    parser.add_argument("--fd", type=int, help="inherited file descriptor of the channel (POSIX)")
+    parser.add_argument("--address", help="named pipe of the channel (Windows); its key is read from standard input")
+    arguments = parser.parse_args()
+    if arguments.fd is not None:
+        connection = Connection(arguments.fd)
+    elif arguments.address is not None:
+        connection = Client(arguments.address, authkey=sys.stdin.buffer.read(32))
+    else:
+        parser.error("give --fd or --address")
+    from llama_magic.engine.host import serve
+
+    serve(connection)
+
+
+if __name__ == "__main__":
+    main()
