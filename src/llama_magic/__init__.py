@@ -1,0 +1,141 @@
+"""A workbench for llama.cpp in Jupyter.
+
+``%load_ext llama_magic`` in a notebook gives the magics; ``import llama_magic as lm`` the Python API.
+Importing it is cheap: every name is looked up when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from llama_magic._version import __version__
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from llama_magic.api.model import Chat, Model, download, inspect, load
+    from llama_magic.api.session import Session, current_session
+    from llama_magic.api.stream import GenerationStream
+    from llama_magic.errors import (
+        ChatTemplateError,
+        ContextFullError,
+        ConversationError,
+        DownloadError,
+        EngineCrashed,
+        EngineError,
+        EngineProtocolError,
+        GenerationInterrupted,
+        GrammarError,
+        InvalidModelError,
+        InvalidRequestError,
+        LlamaMagicError,
+        MissingDependencyError,
+        ModelError,
+        ModelNotFoundError,
+        NativeError,
+        OutOfMemoryError,
+        SchemaError,
+    )
+    from llama_magic.inference.conversation import Conversation
+    from llama_magic.inference.params import SamplingParams
+    from llama_magic.inference.results import (
+        Candidate,
+        Chunk,
+        Completion,
+        Message,
+        Receipt,
+        Sample,
+        Timings,
+        TokenLogprob,
+    )
+    from llama_magic.models.gguf import ModelMetadata, TensorInfo
+    from llama_magic.models.options import LoadOptions, ModelInfo
+
+_HOMES = {
+    "llama_magic.api.model": "Chat Model download inspect load",
+    "llama_magic.api.session": "Session current_session",
+    "llama_magic.api.stream": "GenerationStream",
+    "llama_magic.errors": (
+        "ChatTemplateError ContextFullError ConversationError DownloadError EngineCrashed EngineError "
+        "EngineProtocolError GenerationInterrupted GrammarError InvalidModelError InvalidRequestError "
+        "LlamaMagicError MissingDependencyError ModelError ModelNotFoundError NativeError OutOfMemoryError SchemaError"
+    ),
+    "llama_magic.inference.conversation": "Conversation",
+    "llama_magic.inference.params": "SamplingParams",
+    "llama_magic.inference.results": "Candidate Chunk Completion Message Receipt Sample Timings TokenLogprob",
+    "llama_magic.models.gguf": "ModelMetadata TensorInfo",
+    "llama_magic.models.options": "LoadOptions ModelInfo",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "Candidate",
+    "Chat",
+    "ChatTemplateError",
+    "Chunk",
+    "Completion",
+    "ContextFullError",
+    "Conversation",
+    "ConversationError",
+    "DownloadError",
+    "EngineCrashed",
+    "EngineError",
+    "EngineProtocolError",
+    "GenerationInterrupted",
+    "GenerationStream",
+    "GrammarError",
+    "InvalidModelError",
+    "InvalidRequestError",
+    "LlamaMagicError",
+    "LoadOptions",
+    "Message",
+    "MissingDependencyError",
+    "Model",
+    "ModelError",
+    "ModelInfo",
+    "ModelMetadata",
+    "ModelNotFoundError",
+    "NativeError",
+    "OutOfMemoryError",
+    "Receipt",
+    "Sample",
+    "SamplingParams",
+    "SchemaError",
+    "Session",
+    "TensorInfo",
+    "Timings",
+    "TokenLogprob",
+    "__version__",
+    "current_session",
+    "download",
+    "inspect",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(ipython: InteractiveShell) -> None:
+    """Register the magics: ``%load_ext llama_magic``."""
+    from llama_magic.notebook import load_ipython_extension as register
+
+    register(ipython)
+
+
+def unload_ipython_extension(ipython: InteractiveShell) -> None:
+    """Take the magics away again: ``%unload_ext llama_magic``."""
+    from llama_magic.notebook import unload_ipython_extension as remove
+
+    remove(ipython)

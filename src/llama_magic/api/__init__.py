@@ -1,0 +1,1 @@
+"""The public functions and the session they share; everything above calls nothing beneath it."""

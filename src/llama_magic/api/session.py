@@ -1,0 +1,297 @@
+"""The session: which model is current, which defaults hold, and the conversations.
+
+The magics and the panel share one `Session`. It knows nothing of IPython: it turns an
+`Ask` into a request, hands that to the engine client, and records what came back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from llama_magic.api.generation import Ask, Generation
+from llama_magic.api.schema import Schema, load_schema
+from llama_magic.engine.protocol import (
+    ForgetRequest,
+    GenerateRequest,
+    LoadRequest,
+    Progress,
+    StatusRequest,
+    UnloadRequest,
+)
+from llama_magic.errors import ConversationError, InvalidRequestError
+from llama_magic.inference.conversation import Conversation, Turn
+from llama_magic.inference.params import SamplingParams
+from llama_magic.inference.results import Completion, Message
+from llama_magic.models.options import LoadOptions, ModelInfo, ModelSpec
+from llama_magic.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from llama_magic.engine.client import Client
+
+__all__ = ["Ask", "Generation", "Session", "current_session", "set_session"]
+
+#: The model that is used until another one is loaded, and the conversation that ``-cnv`` continues.
+DEFAULT_MODEL = "smollm2"
+DEFAULT_CHAT = "chat"
+
+
+class Session:
+    """The current model, the defaults, and the conversations.
+
+    Attributes
+    ----------
+    default_model
+        Reference of the model used until one is loaded.
+    options, sampling, system
+        Defaults for loading and sampling, and the system prompt.
+    info
+        What the worker reported about the current model; None before the first load.
+    conversations
+        By name, in the order they were made.
+    chat
+        Name of the conversation that ``-cnv`` continues.
+    last_chat
+        Name of the conversation used last: what undo, retry, history and save mean without a name.
+    """
+
+    def __init__(self) -> None:
+        self.default_model = DEFAULT_MODEL
+        self.options = LoadOptions()
+        self.sampling = SamplingParams()
+        self.system: str | None = None
+        self._current: tuple[str, str, dict[str, Any]] | None = None  # path, reference, load options of its own
+        self.info: ModelInfo | None = None
+        self.conversations: dict[str, Conversation] = {}
+        self.chat = DEFAULT_CHAT
+        self.last_chat = DEFAULT_CHAT
+
+    # models
+
+    @property
+    def model(self) -> ModelSpec | None:
+        """The current model with the defaults of this moment; None until one is loaded."""
+        if self._current is None:
+            return None
+        path, ref, loading = self._current
+        return ModelSpec(path, ref, self._options(loading, path))
+
+    def spec(self, ref: str | None = None, loading: Mapping[str, Any] | None = None) -> ModelSpec:
+        """Return the model that `ref` names (the current one when None), to be loaded with these options."""
+        if self._current is not None and ref in (None, self._current[1]):
+            path, ref, own = self._current
+            return ModelSpec(path, ref, self._options({**own, **(loading or {})}, path))
+        from llama_magic.models.resolve import resolve
+
+        ref = ref or self.default_model
+        path = str(resolve(ref))
+        return ModelSpec(path, ref, self._options(loading or {}, path))
+
+    def _options(self, loading: Mapping[str, Any], path: str) -> LoadOptions:
+        keywords = {**self.options.to_dict(), **loading}
+        if keywords["n_ctx"] == 0:  # llama-cli's "as long as the model was trained for"
+            from llama_magic.models.gguf import read_metadata
+
+            keywords["n_ctx"] = read_metadata(path).n_ctx_train or None
+        return LoadOptions.from_keywords(**keywords)
+
+    def load(
+        self,
+        ref: str | None = None,
+        loading: Mapping[str, Any] | None = None,
+        *,
+        force: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> ModelInfo:
+        """Load a model and make it the current one."""
+        spec = self.spec(ref, loading)
+        info = _client().request(LoadRequest(spec, force), on_progress=on_progress)
+        assert isinstance(info, ModelInfo)
+        self._current, self.info = (spec.path, spec.ref, dict(loading or {})), info
+        return info
+
+    def unload(self, ref: str | None = None) -> tuple[str, ...]:
+        """Unload one model (all when None), give their memory back, and return the paths."""
+        client = _client()
+        path = None if ref is None else self.spec(ref).path
+        if not client.alive:
+            unloaded: tuple[str, ...] = ()
+        else:
+            unloaded = tuple(client.request(UnloadRequest(path)))
+        if self._current is not None and path in (None, self._current[0]):
+            self._current = self.info = None
+        return unloaded
+
+    def loaded(self) -> tuple[ModelInfo, ...]:
+        """Return what the worker holds, the most recently used last; starts no worker."""
+        client = _client()
+        return tuple(client.request(StatusRequest())) if client.alive else ()
+
+    # generating
+
+    def start(self, ask: Ask) -> Generation:
+        """Send a request; raises before anything is sent where the request can not work."""
+        self._check(ask)
+        schema = None if ask.schema is None else load_schema(ask.schema)
+        params = self._params(ask.sampling, schema)
+        spec = self.spec(ask.ref, ask.loading)
+        system = self.system if ask.system is None else ask.system
+        if ask.chat is not None:
+            return self._start_turn(ask, spec, params, schema, system)
+        messages = () if ask.complete else _messages(system, ask.text)
+        prompt = ask.text if ask.complete else None
+        request = GenerateRequest(spec, params, prompt, messages, force=ask.force)
+        return self._open(request, schema, lambda _completion: ())
+
+    def retry(self, name: str | None = None, sampling: Mapping[str, Any] | None = None) -> Generation:
+        """Answer the last turn of a conversation again, with another seed; the old line becomes a branch."""
+        conversation = self.conversation(name)
+        old = conversation.last()
+        params = (old.params or self.sampling).replace(seed=None)
+        params = SamplingParams.from_keywords(params, **{"seed": _draw_seed(), **(sampling or {})})
+        _check_one_sample(params)
+        schema = None if params.schema is None else load_schema(params.schema)
+        messages = (*conversation.messages(len(conversation) - 1), Message("user", old.user))
+        request = GenerateRequest(self.spec(), params, messages=messages, conversation=conversation.key)
+
+        def record(completion: Completion) -> tuple[str, ...]:
+            branch = conversation.retry(Turn(old.user, completion, params, old.origin))
+            return (f"the earlier answer is kept as branch '{branch}'",)
+
+        return self._open(request, schema, record)
+
+    def _start_turn(
+        self, ask: Ask, spec: ModelSpec, params: SamplingParams, schema: Schema | None, system: str | None
+    ) -> Generation:
+        _check_one_sample(params)
+        name = ask.chat or self.chat
+        conversation = self.conversations.get(name) or Conversation(name, system)
+        # What the turn changes is kept until it is recorded: a failed request leaves all as it was.
+        system = conversation.system if ask.system is None else ask.system
+        upto = 0 if ask.new else conversation.position(ask.origin)
+        history = conversation.messages(upto)
+        messages = (
+            *_messages(system, None),
+            *(message for message in history if message.role != "system"),
+            Message("user", ask.text),
+        )
+        request = GenerateRequest(spec, params, messages=messages, conversation=conversation.key, force=ask.force)
+
+        def record(completion: Completion) -> tuple[str, ...]:
+            self.conversations[name] = conversation
+            self.last_chat = name
+            conversation.system = system
+            notes: list[str] = []
+            if ask.new and conversation.position(ask.origin) > 0 and (branch := conversation.start_over()):
+                notes.append(f"started over; the earlier turns are kept as branch '{branch}'")
+            recorded = conversation.record(Turn(ask.text, completion, params, ask.origin))
+            notes += [f"'{name}', turn {len(conversation)}", recorded.note or ""]
+            return tuple(filter(None, notes))
+
+        return self._open(request, schema, record)
+
+    def _open(
+        self, request: GenerateRequest, schema: Schema | None, record: Callable[[Completion], tuple[str, ...]]
+    ) -> Generation:
+        return Generation(request, _client().open(request), schema, record)
+
+    def _params(self, sampling: Mapping[str, Any], schema: Schema | None) -> SamplingParams:
+        keywords = dict(sampling)
+        if schema is not None:
+            keywords["schema"] = schema.text
+        params = SamplingParams.from_keywords(self.sampling, **keywords)
+        return params if params.seed is not None else params.replace(seed=_draw_seed())
+
+    @staticmethod
+    def _check(ask: Ask) -> None:
+        if not ask.text.strip():
+            raise InvalidRequestError(
+                "the prompt is empty: write it below the %%llama line, or give -p TEXT or -f FILE"
+            )
+        if ask.chat is not None and ask.complete:
+            raise InvalidRequestError("-no-cnv continues plain text, -cnv and --chat need a chat: give one of them")
+        try:
+            ask.text.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError("the prompt holds half of a character (a lone surrogate)") from None
+
+    # conversations
+
+    def conversation(self, name: str | None = None) -> Conversation:
+        """Return a conversation (the one used last when None); `ConversationError` when there is none."""
+        name = name or self.last_chat
+        if name in self.conversations:
+            return self.conversations[name]
+        if not self.conversations:
+            raise ConversationError("there is no conversation yet: run a cell with %%llama -cnv")
+        hint = did_you_mean(name, self.conversations)
+        raise ConversationError(f"no conversation '{name}'.{hint} There is: {', '.join(self.conversations)}.")
+
+    def switch(self, name: str) -> tuple[Conversation, str | None]:
+        """Make a conversation (new if need be) or a branch of one (``name/branch``) the current one.
+
+        Returns the conversation, and the branch that now keeps the line that was left, if any.
+        """
+        name, _, branch = name.partition("/")
+        if branch:
+            conversation, kept = self.conversation(name), self.conversation(name).switch(branch)
+        else:
+            conversation, kept = self.conversations.get(name) or Conversation(name, self.system), None
+        self.conversations[name] = conversation
+        self.chat = self.last_chat = name
+        return conversation, kept
+
+    def new(self, name: str | None = None) -> tuple[Conversation, str | None]:
+        """Start a conversation over; returns it and the branch that keeps its earlier turns, if any."""
+        conversation, _ = self.switch((name or self.chat).partition("/")[0])
+        kept = conversation.start_over()
+        client = _client()
+        if kept and client.alive:
+            client.request(ForgetRequest(conversation.key))
+        return conversation, kept
+
+    def add(self, conversation: Conversation) -> Conversation:
+        """Add a conversation and make it the current one; a name in use gets a number added."""
+        base, number = conversation.name, 1
+        while (there := self.conversations.get(conversation.name)) and (there.turns or there.branches):
+            number += 1
+            conversation.name = f"{base}-{number}"
+        self.conversations[conversation.name] = conversation
+        self.chat = self.last_chat = conversation.name
+        return conversation
+
+
+def _messages(system: str | None, text: str | None) -> tuple[Message, ...]:
+    messages = [Message("system", system)] if system else []
+    return tuple(messages if text is None else [*messages, Message("user", text)])
+
+
+def _check_one_sample(params: SamplingParams) -> None:
+    if params.samples > 1:
+        raise InvalidRequestError("--samples works only in a cell that stands alone, not in a conversation")
+
+
+def _draw_seed() -> int:
+    return secrets.randbelow(0xFFFFFFFF)
+
+
+def _client() -> Client:
+    from llama_magic.engine.client import get_client
+
+    return get_client()
+
+
+_SHARED: list[Session] = []
+
+
+def current_session() -> Session:
+    """Return the session that everything in this kernel shares."""
+    if not _SHARED:
+        _SHARED.append(Session())
+    return _SHARED[0]
+
+
+def set_session(session: Session | None) -> None:
+    """Replace the shared session; None makes a fresh one at the next use."""
+    _SHARED[:] = [] if session is None else [session]
