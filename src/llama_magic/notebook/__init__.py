@@ -1,0 +1,28 @@
+"""The notebook's side: magics, views and their parts. Importing it loads none of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["load_ipython_extension", "unload_ipython_extension"]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Register `%llama` and `%%llama`; what ``%load_ext llama_magic`` calls."""
+    from llama_magic.notebook.complete import install
+    from llama_magic.notebook.magics import LlamaMagic
+
+    unload_ipython_extension(shell)
+    shell.register_magics(LlamaMagic)
+    install(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Take the magics away again; what ``%unload_ext llama_magic`` calls."""
+    from llama_magic.notebook.complete import uninstall
+
+    uninstall(shell)
+    for kind in ("line", "cell"):
+        shell.magics_manager.magics[kind].pop("llama", None)
+    shell.magics_manager.registry.pop("LlamaMagic", None)
+    shell.configurables[:] = [c for c in shell.configurables if type(c).__name__ != "LlamaMagic"]

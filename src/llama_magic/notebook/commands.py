@@ -1,0 +1,220 @@
+"""The small subcommands of `%llama`: each takes what was parsed and returns what to say.
+
+None of them knows of IPython. A string is shown as text; `History` as rendered turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from traitlets import TraitError
+
+from llama_magic.api.files import read_conversation, write_conversation
+from llama_magic.api.session import Session
+from llama_magic.engine.protocol import Progress
+from llama_magic.errors import InvalidRequestError
+from llama_magic.inference.conversation import Conversation
+from llama_magic.inference.params import SamplingParams
+from llama_magic.models.options import LoadOptions, ModelInfo
+from llama_magic.notebook.config import Defaults
+from llama_magic.notebook.help import help_text
+from llama_magic.notebook.parsers import Arguments
+from llama_magic.suggest import did_you_mean
+
+__all__ = ["COMMANDS", "Context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a subcommand may use."""
+
+    session: Session
+    defaults: Defaults
+    on_progress: Callable[[Progress], None]
+
+
+def load(context: Context, arguments: Arguments) -> str:
+    """``%llama load [model] [flags]``."""
+    ref = arguments.get("ref", arguments.word)
+    info = context.session.load(
+        ref, arguments.group("loading"), force=arguments.get("force", False), on_progress=context.on_progress
+    )
+    return describe(info)
+
+
+def describe(info: ModelInfo) -> str:
+    """Say in two lines what was loaded."""
+    template = "" if info.has_chat_template else "\nIt has no chat template: prompts are continued, not answered."
+    took = f"loaded in {info.load_s:.1f} s" if info.load_s else "was loaded already"
+    return (
+        f"{info.name}: {took}, {_bytes(info.size)} {info.ftype}, {info.n_params / 1e6:,.0f} M parameters\n"
+        f"context {info.n_ctx:,} of {info.n_ctx_train:,} tokens, {', '.join(info.devices) or 'CPU'}, "
+        f"{info.n_threads} thread{'' if info.n_threads == 1 else 's'}, {_bytes(info.memory)} of memory{template}"
+    )
+
+
+def unload(context: Context, arguments: Arguments) -> str:
+    """``%llama unload [model]``."""
+    paths = context.session.unload(arguments.word)
+    if not paths:
+        return "No model was loaded." if arguments.word is None else f"{arguments.word} was not loaded."
+    return f"Unloaded {', '.join(dict.fromkeys(Path(path).name for path in paths))}."
+
+
+def chat(context: Context, arguments: Arguments) -> str:
+    """``%llama chat [NAME | NAME/BRANCH]``."""
+    session = context.session
+    if arguments.word is None:
+        return _list(session)
+    conversation, kept = session.switch(arguments.word)
+    note = f"; the line you left is branch '{kept}'" if kept else ""
+    return f"-cnv now continues '{conversation.name}' ({_turns(len(conversation))}{note})."
+
+
+def _list(session: Session) -> str:
+    if not session.conversations:
+        return "There is no conversation yet. A cell with %%llama -cnv starts one."
+    lines = []
+    for name, conversation in session.conversations.items():
+        mark = "*" if name == session.chat else " "
+        lines.append(f"{mark} {name}: {_turns(len(conversation))}{_first(conversation)}")
+        lines += [f"    {name}/{branch}: {_turns(len(turns))}" for branch, turns in conversation.branches.items()]
+    return "\n".join([*lines, "* is what -cnv continues; %llama chat NAME switches."])
+
+
+def new(context: Context, arguments: Arguments) -> str:
+    """``%llama new [NAME]``."""
+    conversation, kept = context.session.new(arguments.word)
+    note = f" Its earlier turns are kept as '{conversation.name}/{kept}'." if kept else ""
+    return f"Conversation '{conversation.name}' starts over.{note}"
+
+
+def undo(context: Context, arguments: Arguments) -> str:
+    """``%llama undo [N] [--chat NAME]``."""
+    word = arguments.word or "1"
+    if not word.isdecimal():
+        raise InvalidRequestError(f"undo takes the number of turns to remove, 1 or more; got {word!r}")
+    conversation = context.session.conversation(arguments.get("chat") or None)
+    removed = conversation.undo(int(word))
+    asked = "\n".join(f"  {_clip(turn.user)}" for turn in removed)
+    return f"Removed {_turns(len(removed))} from '{conversation.name}', {len(conversation)} left:\n{asked}"
+
+
+def save(context: Context, arguments: Arguments) -> str:
+    """``%llama save FILE [NAME]``."""
+    if arguments.word is None:
+        raise InvalidRequestError("save needs a file: %llama save chat.json (to restore it) or chat.md (to read it)")
+    path = Path(arguments.word).expanduser()
+    conversation = context.session.conversation(arguments.words[1] if len(arguments.words) > 1 else None)
+    write_conversation(conversation, path, force=arguments.get("force", False))
+    return f"Saved '{conversation.name}' ({_turns(len(conversation))}) to {path}."
+
+
+def restore(context: Context, arguments: Arguments) -> str:
+    """``%llama restore FILE``."""
+    if arguments.word is None:
+        raise InvalidRequestError("restore needs a file that %llama save wrote: %llama restore chat.json")
+    conversation = context.session.add(read_conversation(Path(arguments.word).expanduser()))
+    return f"Restored '{conversation.name}' ({_turns(len(conversation))}); -cnv continues it."
+
+
+def config(context: Context, arguments: Arguments) -> str:
+    """``%llama config [flags] [name=value …] [reset]``."""
+    values: dict[str, Any] = {}
+    for group in ("loading", "sampling", "output"):
+        values |= arguments.group(group)
+    if "schema" in values:
+        raise InvalidRequestError("a schema belongs to a cell: %%llama --schema …")
+    for word in arguments.words:
+        if word == "reset":
+            context.defaults.reset()
+        else:
+            name, value = _assignment(word, context.defaults)
+            values[name] = value
+    if "ref" in arguments.values:
+        values["model"] = arguments.get("ref")
+    if "system" in arguments.values:
+        values["system"] = arguments.get("system")
+    try:
+        context.defaults.set(**values)
+    except TraitError as error:
+        raise InvalidRequestError(str(error)) from error
+    rows = context.defaults.rows()
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'*' if changed else ' '} {name:<{width}} = {value!r}" for name, value, changed in rows]
+    return "\n".join([*lines, "* differs from the built-in default; %config LlamaMagic.NAME = VALUE sets one."])
+
+
+def _assignment(word: str, defaults: Defaults) -> tuple[str, Any]:
+    import ast
+
+    name, equals, text = word.partition("=")
+    known = [*defaults.class_own_names(), *SamplingParams().to_dict(), *LoadOptions().to_dict()]
+    if not equals:
+        raise InvalidRequestError(f"config takes flags or name=value; got {word!r}")
+    if name not in known:
+        raise InvalidRequestError(f"there is no default {name!r}.{did_you_mean(name, known)}")
+    try:
+        return name, ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return name, text
+
+
+def show_help(_context: Context, arguments: Arguments) -> str:
+    """``%llama help [topic]``."""
+    return help_text(arguments.word)
+
+
+def version(context: Context, _arguments: Arguments) -> str:
+    """``%llama version``: without starting a worker."""
+    import platform
+    from importlib import metadata
+
+    from llama_magic._version import __version__
+
+    def installed(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    commit = f" (llama.cpp {context.session.info.llama_cpp_commit})" if context.session.info else ""
+    return (
+        f"llama_magic {__version__}\n"
+        f"llama-cpp-python {installed('llama-cpp-python')}{commit}\n"
+        f"Python {platform.python_version()}, IPython {installed('ipython')}"
+    )
+
+
+COMMANDS: dict[str, Callable[[Context, Arguments], str]] = {
+    "load": load,
+    "unload": unload,
+    "chat": chat,
+    "new": new,
+    "undo": undo,
+    "save": save,
+    "restore": restore,
+    "config": config,
+    "help": show_help,
+    "version": version,
+}
+
+
+def _turns(count: int) -> str:
+    return f"{count} turn{'' if count == 1 else 's'}"
+
+
+def _first(conversation: Conversation) -> str:
+    return f', "{_clip(conversation.turns[0].user, 50)}"' if conversation.turns else ""
+
+
+def _clip(text: str, width: int = 70) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
