@@ -1,0 +1,125 @@
+"""Clocks around decoding and sampling, in the worker or in any process that uses llama_cpp.
+
+`llama_decode` itself is wrapped, in the low-level module that llama_magic and llama-cpp-python both
+call. Sampling is `llama_sampler_sample` there, and `Sampler.sample` in the worker, which takes the peak
+of the logits itself when nothing else is asked for. Everything else that happens for a token (filling
+the batch, counting, text, sending) is outside and counts as overhead, and so do the clocks, with about
+a microsecond.
+
+``python -m benchmarks.probe`` is the worker of llama_magic with these clocks; its figures come back as
+the last note of each completion.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.runner import ROOT
+from llama_magic.engine import client as client_module
+from llama_magic.engine.process import WorkerProcess
+from llama_magic.inference.results import Completion
+
+__all__ = ["Clocks", "probed_workers", "reading"]
+
+
+class Clocks:
+    """Seconds inside decoding and sampling since the first token was sampled."""
+
+    def __init__(self) -> None:
+        self.inside_s = 0.0
+        self.first = 0.0
+
+    def install(self, lib: Any, sampler: Any, name: str) -> None:
+        """Wrap `llama_decode` of llama_cpp's low-level module, and the function `name` of `sampler`."""
+        lib.llama_decode = self._timed(lib.llama_decode)
+        sample = self._timed(getattr(sampler, name))
+
+        def first_sample(*arguments: Any) -> Any:
+            token = sample(*arguments)
+            if not self.first:
+                self.inside_s = 0.0
+                self.first = time.perf_counter()
+            return token
+
+        setattr(sampler, name, first_sample)
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments)
+            self.inside_s += time.perf_counter() - start
+            return result
+
+        return call
+
+    def restart(self) -> None:
+        """Wait for the first token of the next generation."""
+        self.first = 0.0
+
+    def read(self) -> dict[str, float]:
+        """Return when the first token was there (`time.perf_counter`) and the seconds inside since."""
+        return {"first": self.first, "inside_s": self.inside_s}
+
+
+class _ProbedWorker(WorkerProcess):
+    def _spawn(
+        self, arguments: list[str], *, pass_fds: tuple[int, ...] = (), stdin: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.probe", *arguments],
+            cwd=ROOT,
+            stdin=stdin,
+            stdout=self._output,
+            stderr=self._output,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+
+
+def probed_workers() -> Callable[[], None]:
+    """Let clients start workers with clocks from now on; returns what undoes it."""
+    place: Any = client_module
+    before = place.WorkerProcess
+    place.WorkerProcess = _ProbedWorker
+
+    def undo() -> None:
+        place.WorkerProcess = before
+
+    return undo
+
+
+def reading(completion: Completion) -> dict[str, float]:
+    """Return the figures that a worker with clocks sent along."""
+    values: dict[str, float] = json.loads(completion.notes[-1])
+    return values
+
+
+def _main() -> None:
+    from llama_magic.inference.loop import Generation
+    from llama_magic.native.library import lib
+    from llama_magic.native.sampler import Sampler
+    from llama_magic.worker import main
+
+    clocks = Clocks()
+    clocks.install(lib, Sampler, "sample")
+    run = Generation.run
+
+    def timed_run(
+        self: Generation, prompt: str | None, messages: Sequence[Any], conversation: str | None
+    ) -> tuple[Completion, str]:
+        clocks.restart()
+        completion, template = run(self, prompt, messages, conversation)
+        return replace(completion, notes=(*completion.notes, json.dumps(clocks.read()))), template
+
+    Generation.run = timed_run  # type: ignore[method-assign]
+    main()
+
+
+if __name__ == "__main__":
+    _main()

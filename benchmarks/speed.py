@@ -1,0 +1,68 @@
+"""Generation speed: against llama-bench at 128 tokens, against llama-cpp-python's `Llama` at 1,500.
+
+The kernel counts: tokens after the first, over the time from the first chunk to the end. llama-bench
+(``-p 0 -n 128``) decodes as many tokens from an empty cache and samples none, so the share that
+sampling takes counts against llama_magic.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from benchmarks.peer import Peer
+from benchmarks.rows import Row, at_least
+from benchmarks.runner import Setup, generate, prompt, turns, worker
+from benchmarks.tools import tool
+from llama_magic.inference.params import SamplingParams
+
+__all__ = ["against_llama", "against_llama_bench"]
+
+_TOKENS = 128
+_LONG = 1500
+_N_CTX = 4096
+
+
+def against_llama_bench(setup: Setup) -> list[Row]:
+    """128 tokens, greedy, through the worker / llama-bench tg128."""
+    spec = setup.spec()
+    command = [str(tool("llama-bench", setup.tools)), "-m", spec.path, "-p", "0", "-n", str(_TOKENS)]
+    command += ["-t", str(setup.threads), "-r", "1", "-o", "json"]
+    params = SamplingParams(max_tokens=_TOKENS, temperature=0.0, ignore_eos=True)
+
+    def bench(_round: int) -> float:
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return float(json.loads(output)[0]["avg_ts"])
+
+    with worker(spec) as client:
+
+        def ours(number: int) -> float:
+            return generate(client, spec, prompt(number), params).tps
+
+        ours(99)
+        pairs = turns(ours, bench, setup.rounds(11, 3))
+    what = "generation tok/s, 128 tokens, greedy, seen by the kernel through the worker / llama-bench tg128"
+    return [at_least(what, 0.97, [a / b for a, b in pairs], note=_rates(pairs, "llama-bench"))]
+
+
+def against_llama(setup: Setup) -> list[Row]:
+    """1,500 tokens, greedy, through the worker / llama-cpp-python's `Llama`, streaming."""
+    spec = setup.spec(n_ctx=_N_CTX)
+    params = SamplingParams(max_tokens=_LONG, temperature=0.0, ignore_eos=True)
+    with worker(spec) as client, Peer(spec, n_ctx=_N_CTX) as peer:
+
+        def ours(number: int) -> float:
+            return generate(client, spec, prompt(number), params).tps
+
+        def theirs(number: int) -> float:
+            answer = peer.generate(prompt(number), _LONG)
+            return answer["rest_tokens"] / answer["rest_s"]
+
+        pairs = turns(ours, theirs, setup.rounds(5, 1))
+    what = "generation tok/s, 1,500 tokens, through the worker / llama-cpp-python's `Llama`, streaming"
+    return [at_least(what, 1.05, [a / b for a, b in pairs], note=_rates(pairs, "`Llama`"))]
+
+
+def _rates(pairs: list[tuple[float, float]], other: str) -> str:
+    middle = sorted(pairs)[len(pairs) // 2]
+    return f"a round in the middle: {middle[0]:.1f} tok/s, {other} {middle[1]:.1f}"
