@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama_magic.notebook.flags import FLAGS, GROUPS, Flag
-from llama_magic.notebook.parsers import CELL, SUBCOMMANDS, Parser
+from llama_magic.notebook.parsers import Parser
+from llama_magic.notebook.subcommands import CELL, SUBCOMMANDS
 
 PAGE = Path(__file__).with_name("magics.md")
 
@@ -58,6 +59,10 @@ def magics_page() -> str:
         lines += [f"### {title}", "", "| flag | meaning |", "|---|---|", *rows, ""]
     lines += ["## `%llama SUBCOMMAND`", "", "| subcommand | what it does |", "|---|---|"]
     lines += [_subcommand_row(parser) for parser in SUBCOMMANDS.values()]
+    for parser in SUBCOMMANDS.values():
+        if parser.own:
+            lines += ["", f"### `%llama {parser.name}`", "", "| flag | meaning |", "|---|---|"]
+            lines += [_flag_row(flag) for flag in parser.own]
     assert {flag.group for flag in FLAGS} <= set(GROUPS)
     return "\n".join(lines) + "\n"
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         GrammarError,
         InvalidModelError,
         InvalidRequestError,
+        JobInterrupted,
         LlamaMagicError,
         MissingDependencyError,
         ModelError,
@@ -58,7 +59,7 @@ _HOMES = {
     "llama_magic.api.stream": "GenerationStream",
     "llama_magic.errors": (
         "ChatTemplateError ContextFullError ConversationError DownloadError EngineCrashed EngineError "
-        "EngineProtocolError GenerationInterrupted GrammarError InvalidModelError InvalidRequestError "
+        "EngineProtocolError GenerationInterrupted GrammarError InvalidModelError InvalidRequestError JobInterrupted "
         "LlamaMagicError MissingDependencyError ModelError ModelNotFoundError NativeError OutOfMemoryError SchemaError"
     ),
     "llama_magic.inference.conversation": "Conversation",
@@ -87,6 +88,7 @@ __all__ = [
     "GrammarError",
     "InvalidModelError",
     "InvalidRequestError",
+    "JobInterrupted",
     "LlamaMagicError",
     "LoadOptions",
     "Message",

@@ -20,6 +20,7 @@
     ├── ConversationError (LookupError)       no such conversation or turn
     ├── MissingDependencyError (ImportError)  an optional package is not installed
     └── GenerationInterrupted (KeyboardInterrupt)  the user stopped it; holds what was made
+        └── JobInterrupted                the same for long work that is no generation
 
 Each message says what happened and, where something can be done, what to do next.
 Errors cross the process boundary, so each must pickle: every argument that ``__init__``
@@ -42,6 +43,7 @@ __all__ = [
     "GrammarError",
     "InvalidModelError",
     "InvalidRequestError",
+    "JobInterrupted",
     "LlamaMagicError",
     "MissingDependencyError",
     "ModelError",
@@ -189,6 +191,7 @@ class GenerationInterrupted(LlamaMagicError, KeyboardInterrupt):  # noqa: N818
     def __init__(self, completion: Any = None) -> None:
         super().__init__(completion)
         self.completion = completion
+        self.result: Any = None
 
     def __str__(self) -> str:
         made = 0 if self.completion is None else len(self.completion.tokens)
@@ -199,3 +202,24 @@ class GenerationInterrupted(LlamaMagicError, KeyboardInterrupt):  # noqa: N818
     def _render_traceback_(self) -> list[str]:
         """One line in the notebook: the user stopped it, there is nothing to trace."""
         return [f"Interrupted: {self}"]
+
+
+class JobInterrupted(GenerationInterrupted):
+    """The user stopped long work: a download, a quantization, a measurement.
+
+    Parameters
+    ----------
+    result
+        What there is all the same, or None.
+    words
+        What became of it, in a sentence.
+    """
+
+    def __init__(self, result: Any = None, words: str = "stopped; nothing half-done is left.") -> None:
+        super().__init__(None)
+        self.result = result
+        self.words = words
+        self.args = (result, words)
+
+    def __str__(self) -> str:
+        return self.words

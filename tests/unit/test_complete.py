@@ -9,7 +9,7 @@ from llama_magic.api.session import current_session, set_session
 from llama_magic.inference.conversation import Turn
 from llama_magic.inference.results import Completion, Timings
 from llama_magic.notebook.complete import _at_cursor, candidates
-from llama_magic.notebook.parsers import SUBCOMMANDS
+from llama_magic.notebook.subcommands import SUBCOMMANDS
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ def test_the_architecture_names_every_package() -> None:
 
 def test_flags_in_the_readme_exist() -> None:
     from llama_magic.notebook.flags import by_name
-    from llama_magic.notebook.parsers import SUBCOMMANDS
+    from llama_magic.notebook.subcommands import SUBCOMMANDS
 
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for line in re.findall(r"^%%llama(.*)$", text, re.MULTILINE):

@@ -9,7 +9,7 @@ from llama_magic.models.options import LoadOptions
 from llama_magic.notebook.converters import unescape
 from llama_magic.notebook.flags import FLAGS, FORMATS, GROUPS, by_name
 from llama_magic.notebook.help import docstring, help_text
-from llama_magic.notebook.parsers import SUBCOMMANDS
+from llama_magic.notebook.subcommands import SUBCOMMANDS
 
 #: Spellings of `common/arg.cpp` in the tested llama.cpp, for the flags that exist there.
 LLAMA_CPP = set(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from llama_magic.errors import InvalidRequestError
 from llama_magic.notebook.help import help_text
-from llama_magic.notebook.parsers import CELL, SUBCOMMANDS, split
+from llama_magic.notebook.parsers import split
+from llama_magic.notebook.subcommands import CELL, SUBCOMMANDS
 
 
 @pytest.mark.parametrize(

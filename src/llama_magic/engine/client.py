@@ -62,19 +62,22 @@ def wait_for(pending: PendingRequest, on_progress: Callable[[Progress], None] | 
     except KeyboardInterrupt as exc:
         if isinstance(exc, GenerationInterrupted):
             raise
-        raise GenerationInterrupted(_stop(pending)) from None
+        value = _stop(pending)
+        stopped = GenerationInterrupted(value if isinstance(value, Completion) else None)
+        stopped.result = value
+        raise stopped from None
     finally:
         pending.done()
 
 
-def _stop(pending: PendingRequest) -> Completion | None:
+def _stop(pending: PendingRequest) -> Any:
     """Cancel and wait for the end; kill the worker where it does not come."""
     pending.cancel()
     deadline = time.monotonic() + CANCEL_S
     try:
         while (event := pending.next_event(deadline)) is not None:
             if isinstance(event, Result):
-                return event.value if isinstance(event.value, Completion) else None
+                return event.value
             if isinstance(event, Error):
                 return None
     except EngineCrashed:

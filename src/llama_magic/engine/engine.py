@@ -13,6 +13,7 @@ from typing import Any
 from llama_magic._version import __version__
 from llama_magic.backends.host import available_memory, default_threads
 from llama_magic.engine.hashing import FileHash
+from llama_magic.engine.jobs import runner_of
 from llama_magic.engine.protocol import (
     Chunk,
     DetokenizeRequest,
@@ -28,14 +29,14 @@ from llama_magic.engine.protocol import (
     TokenizeRequest,
     UnloadRequest,
 )
-from llama_magic.errors import GenerationInterrupted, InvalidRequestError, OutOfMemoryError
+from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError, OutOfMemoryError
 from llama_magic.inference.loop import Emit, Generation
 from llama_magic.inference.results import Completion, Receipt
 from llama_magic.inference.runtime import ModelRuntime
 from llama_magic.models.gguf import ModelMetadata, read_metadata
 from llama_magic.models.memory import MemoryNeed, default_n_ctx, estimate
 from llama_magic.models.options import CACHE_TYPES, FLASH_ATTENTION, LoadOptions, ModelInfo, ModelSpec
-from llama_magic.native import ContextSettings, LoadCancelled, LogCapture, NativeModel, library_info
+from llama_magic.native import ContextSettings, LoadCancelled, LogCapture, NativeModel, WorkerTools, library_info
 
 __all__ = ["Engine"]
 
@@ -84,7 +85,13 @@ class Engine:
         LlamaMagicError
             Whatever the request led to; `GenerationInterrupted` when it was cancelled before it had a result.
         """
-        return self._handlers[type(request)](request)
+        handler = self._handlers.get(type(request))
+        if handler is not None:
+            return handler(request)
+        job = runner_of(request)
+        if job is None:
+            raise EngineProtocolError(f"the worker knows no {type(request).__name__}")
+        return job(request, WorkerTools(self.emit, self._cancel.is_set, self.log))
 
     def cancel(self) -> None:
         """Stop the request being answered as soon as possible."""

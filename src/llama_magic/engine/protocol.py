@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from llama_magic.inference.params import SamplingParams
 from llama_magic.inference.results import Chunk, Message
 from llama_magic.models.options import ModelSpec
+from llama_magic.progress import Progress
 
 __all__ = [
     "Cancel",
@@ -122,15 +123,6 @@ class Cancel:
     """Stop the request of this number (the kernel's only message that is not a request)."""
 
     number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far something is: `fraction` from 0 to 1, or None where it can not be known."""
-
-    stage: str
-    fraction: float | None = None
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from llama_magic.native.library import LibraryInfo, library_info
 from llama_magic.native.log import LogCapture
 from llama_magic.native.model import LoadCancelled, NativeModel
 from llama_magic.native.sampler import Sampler
+from llama_magic.native.tools import WorkerTools
 
 __all__ = [
     "Aborted",
@@ -23,6 +24,7 @@ __all__ = [
     "NativeModel",
     "NoSlot",
     "Sampler",
+    "WorkerTools",
     "grammar_from_schema",
     "library_info",
     "list_devices",

@@ -1,12 +1,11 @@
 """The small subcommands of `%llama`: each takes what was parsed and returns what to say.
 
-None of them knows of IPython. A string is shown as text; `History` as rendered turns.
+None of them knows of IPython. A string is printed, any other object displayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from traitlets import TraitError
 
 from llama_magic.api.files import read_conversation, write_conversation
 from llama_magic.api.session import Session
-from llama_magic.engine.protocol import Progress
 from llama_magic.errors import InvalidRequestError
 from llama_magic.inference.conversation import Conversation
 from llama_magic.inference.params import SamplingParams
@@ -22,9 +20,10 @@ from llama_magic.models.options import LoadOptions, ModelInfo
 from llama_magic.notebook.config import Defaults
 from llama_magic.notebook.help import help_text
 from llama_magic.notebook.parsers import Arguments
+from llama_magic.progress import Report
 from llama_magic.suggest import did_you_mean
 
-__all__ = ["COMMANDS", "Context"]
+__all__ = ["Context"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,8 @@ class Context:
 
     session: Session
     defaults: Defaults
-    on_progress: Callable[[Progress], None]
+    on_progress: Report
+    namespace: dict[str, Any] = field(default_factory=dict)
 
 
 def load(context: Context, arguments: Arguments) -> str:
@@ -187,20 +187,6 @@ def version(context: Context, _arguments: Arguments) -> str:
         f"llama-cpp-python {installed('llama-cpp-python')}{commit}\n"
         f"Python {platform.python_version()}, IPython {installed('ipython')}"
     )
-
-
-COMMANDS: dict[str, Callable[[Context, Arguments], str]] = {
-    "load": load,
-    "unload": unload,
-    "chat": chat,
-    "new": new,
-    "undo": undo,
-    "save": save,
-    "restore": restore,
-    "config": config,
-    "help": show_help,
-    "version": version,
-}
 
 
 def _turns(count: int) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llama_magic.notebook.parsers import CELL, SUBCOMMANDS, Parser, flag_of
+from llama_magic.notebook.parsers import Parser, flag_of
+from llama_magic.notebook.subcommands import CELL, SUBCOMMANDS
 
 __all__ = ["candidates", "install", "uninstall"]
 

@@ -26,7 +26,7 @@ from llama_magic.notebook.converters import (
     unescape,
 )
 
-__all__ = ["FLAGS", "FORMATS", "GROUPS", "Flag", "by_name"]
+__all__ = ["FLAGS", "FORMATS", "GROUPS", "OWN", "Flag", "by_name", "own_flag", "own_switch"]
 
 FORMATS = ("markdown", "text", "html", "json", "code", "math")
 
@@ -39,6 +39,8 @@ GROUPS: dict[str, str] = {
     "sampling": "Sampling",
     "output": "Output",
 }
+#: The group of flags that one subcommand alone has.
+OWN = "own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,16 @@ _CACHE = tuple(CACHE_TYPES)
 def by_name() -> dict[str, Flag]:
     """Return the flags under each of their spellings."""
     return {name: flag for flag in FLAGS for name in flag.names}
+
+
+def own_flag(names: str, dest: str, metavar: str, convert: Callable[[str], Any], text: str, **more: Any) -> Flag:
+    """Return a flag of one subcommand only (`Parser.own`); `names` are separated by spaces."""
+    return Flag(tuple(names.split()), dest, OWN, metavar, convert, text, **more)
+
+
+def own_switch(names: str, dest: str, text: str, const: Any = True) -> Flag:
+    """Return a switch of one subcommand only (`Parser.own`)."""
+    return Flag(tuple(names.split()), dest, OWN, "", str, text, const)
 
 
 def _flag(

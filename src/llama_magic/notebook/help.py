@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Iterable
 
 from llama_magic.errors import InvalidRequestError
-from llama_magic.notebook.flags import FLAGS, GROUPS, Flag
-from llama_magic.notebook.parsers import CELL, SUBCOMMANDS, Parser
+from llama_magic.notebook.flags import FLAGS, GROUPS, OWN, Flag
+from llama_magic.notebook.parsers import Parser
+from llama_magic.notebook.subcommands import CELL, SUBCOMMANDS
 from llama_magic.suggest import did_you_mean
 
 __all__ = ["docstring", "help_text"]
@@ -74,7 +75,8 @@ def _usage(parser: Parser) -> str:
 
 def _flags(flags: Iterable[Flag]) -> str:
     chosen = list(flags)
-    blocks = []
+    own = [_row(flag) for flag in chosen if flag.group == OWN]
+    blocks = ["Flags:\n" + "\n".join(own)] if own else []
     for group, title in GROUPS.items():
         rows = [_row(flag) for flag in chosen if flag.group == group]
         if rows:

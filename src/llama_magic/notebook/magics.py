@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from IPython.core.display_functions import display
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
@@ -14,18 +15,20 @@ from llama_magic.errors import (
     EngineProtocolError,
     GenerationInterrupted,
     InvalidRequestError,
+    JobInterrupted,
     LlamaMagicError,
     SchemaError,
 )
 from llama_magic.inference.conversation import CellRun
 from llama_magic.notebook.body import cell_text, fill_in
-from llama_magic.notebook.commands import COMMANDS, Context
+from llama_magic.notebook.commands import Context
 from llama_magic.notebook.config import Defaults
 from llama_magic.notebook.converters import unescape
 from llama_magic.notebook.help import docstring
 from llama_magic.notebook.history import history_bundle
-from llama_magic.notebook.parsers import CELL, SUBCOMMANDS, Arguments, split
+from llama_magic.notebook.parsers import Arguments, split
 from llama_magic.notebook.running import all_text, run
+from llama_magic.notebook.subcommands import CELL, SUBCOMMANDS
 from llama_magic.notebook.views import make_view
 from llama_magic.suggest import did_you_mean
 
@@ -89,12 +92,20 @@ class LlamaMagic(Magics, Defaults):
     def _command(self, name: str, arguments: Arguments) -> None:
         view = make_view("text", shell=self._shell)
         try:
-            said = COMMANDS[name](Context(self.session, self, view.progress), arguments)
+            context = Context(self.session, self, view.progress, self._shell.user_ns)
+            said = SUBCOMMANDS[name].action()(context, arguments)
+        except JobInterrupted:
+            raise
         except KeyboardInterrupt:
             raise _Stopped from None
         finally:
             view.fail()  # removes the progress of loading
-        print(said)  # noqa: T201 - what a line magic says is its output
+        if "out" in arguments.values:
+            self._shell.user_ns[arguments.get("out")] = said
+        if isinstance(said, str):
+            print(said)  # noqa: T201 - what a line magic says is its output
+        elif said is not None:
+            display(said)
 
     def _history(self, _name: str, arguments: Arguments) -> None:
         name, _, branch = (arguments.word or "").partition("/")

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from llama_magic.errors import InvalidRequestError
 from llama_magic.notebook.flags import FLAGS, Flag
 from llama_magic.suggest import did_you_mean
 
-__all__ = ["CELL", "SUBCOMMANDS", "Arguments", "Parser", "flag_of", "split"]
+__all__ = ["Arguments", "Parser", "flag_of", "split"]
 
 
 def split(line: str) -> list[str]:
@@ -126,6 +128,11 @@ class Parser:
         Lines to show.
     literal
         Words that start with a dash are words like any other.
+    own
+        Flags that only this subcommand has; they go before those of the table.
+    run
+        The function that does it, as ``module:name``: takes `Context` and `Arguments`, and returns a text, or an
+        object to display, or None. Imported when the subcommand is first used.
     """
 
     name: str
@@ -137,11 +144,21 @@ class Parser:
     complete: str | tuple[str, ...] = ""
     examples: tuple[str, ...] = ()
     literal: bool = False
+    own: tuple[Flag, ...] = ()
+    run: str = ""
 
     @property
     def flags(self) -> tuple[Flag, ...]:
         """The flags it takes."""
-        return tuple(flag for flag in FLAGS if flag.group in self.groups or flag.dest in self.only)
+        taken = {name for flag in self.own for name in flag.names}
+        table = (flag for flag in FLAGS if flag.group in self.groups or flag.dest in self.only)
+        return (*self.own, *(flag for flag in table if not taken & set(flag.names)))
+
+    def action(self) -> Callable[..., Any]:
+        """Return the function that does it."""
+        module, _, name = self.run.partition(":")
+        found: Callable[..., Any] = getattr(import_module(module), name)
+        return found
 
     def parse(self, line: str | list[str]) -> Arguments:
         """Read a line; raises `InvalidRequestError` with one sentence that says what to do."""
@@ -223,44 +240,3 @@ def _convert(flag: Flag, name: str, text: str) -> Any:
 def flag_of(parser: Parser, name: str) -> Flag | None:
     """Return the flag that `name` spells, among those `parser` takes."""
     return next((flag for flag in parser.flags if name in flag.names), None)
-
-
-#: `%%llama`, and `%llama` where the line holds a prompt.
-CELL = Parser(
-    "", "%%llama [flags] [model]", "ask a model; the prompt is the cell's body",
-    groups=("model", "loading", "prompt", "chat", "sampling", "output"), words=1, complete="model",
-    examples=(
-        "%%llama\nWhat is a llama?",
-        "%%llama --temp 0 -n 64 --out answer\nName three colours.",
-        "%%llama -cnv\nAnd why is that?",
-    ),
-)  # fmt: skip
-
-#: The subcommands of `%llama`, in the order of the help.
-SUBCOMMANDS: dict[str, Parser] = {
-    parser.name: parser
-    for parser in (
-        Parser("load", "load [model] [flags]", "load a model and make it the current one", ("model", "loading"),
-               words=1, complete="model", examples=("%llama load smollm2 -c 4096", "%llama load -m model.gguf -t 4")),
-        Parser("unload", "unload [model]", "give a model's memory back (all models without a name)",
-               words=1, complete="model"),
-        Parser("chat", "chat [NAME | NAME/BRANCH]", "list the conversations, or switch to one (new if need be)",
-               words=1, complete="branch", examples=("%llama chat poem", "%llama chat poem/branch-1")),
-        Parser("new", "new [NAME]", "start a conversation over; its turns are kept as a branch",
-               words=1, complete="chat"),
-        Parser("history", "history [NAME | NAME/BRANCH]", "show the turns of a conversation",
-               words=1, complete="branch"),
-        Parser("undo", "undo [N] [--chat NAME]", "remove the last turn, or the last N", ("chat",), words=1),
-        Parser("retry", "retry [NAME] [flags]", "answer the last turn again with another seed; the old one is kept",
-               ("sampling", "output"), words=1, complete="chat", examples=("%llama retry --temp 1.2",)),
-        Parser("save", "save FILE.json|FILE.md [NAME] [--force]", "write a conversation to a file", only=("force",),
-               words=2, complete="file"),
-        Parser("restore", "restore FILE.json", "read a saved conversation and go on with it",
-               words=1, complete="file"),
-        Parser("config", "config [flags] [name=value …] [reset]", "show or set the defaults",
-               ("loading", "sampling"), only=("ref", "system", "format", "stream"), words=99,
-               examples=("%llama config --temp 0.2 -n 256", "%llama config reset")),
-        Parser("help", "help [subcommand | flag]", "show what there is", words=1, literal=True),
-        Parser("version", "version", "show the versions of llama_magic and llama.cpp"),
-    )
-}  # fmt: skip

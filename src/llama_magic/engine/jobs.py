@@ -1,0 +1,71 @@
+"""Long work in a worker of its own: cancel ends it, and what was half written goes.
+
+A job is a frozen dataclass that names its work in `RUNNERS`. The worker imports the function and
+calls it with the request and `WorkerTools`; what it returns is the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from llama_magic.engine.client import Client, EngineClient
+from llama_magic.errors import GenerationInterrupted, JobInterrupted
+from llama_magic.progress import Report
+
+__all__ = ["RUNNERS", "run_job", "runner_of", "set_job_client"]
+
+#: The function that does each kind of job, by the name of the request's class. It is imported in the worker only.
+RUNNERS: dict[str, str] = {}
+
+_make_client: Callable[[], Client] = EngineClient
+
+
+def set_job_client(make: Callable[[], Client] | None) -> None:
+    """Let jobs run on clients that `make` returns; None: workers again. For tests."""
+    global _make_client  # noqa: PLW0603 - the one seam that tests need
+    _make_client = make or EngineClient
+
+
+def runner_of(request: object) -> Callable[..., Any] | None:
+    """Return the function that does a job, None where `request` is no job."""
+    place = RUNNERS.get(type(request).__name__)
+    if place is None:
+        return None
+    module, _, name = place.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def run_job(request: Any, progress: Report | None = None, *, partial: Iterable[str | Path] = ()) -> Any:
+    """Run a job in a fresh worker, wait for it, and return its result.
+
+    Parameters
+    ----------
+    request
+        A request whose class is in `RUNNERS`.
+    progress
+        Called with every `Progress`.
+    partial
+        Files that are there only until the job is done: removed in any case, also when the worker was killed.
+
+    Raises
+    ------
+    JobInterrupted
+        The user stopped it; what the job returned all the same is its `result`.
+    EngineCrashed
+        The worker died.
+    """
+    client = _make_client()
+    try:
+        return client.request(request, progress)
+    except GenerationInterrupted as stopped:
+        raise JobInterrupted(stopped.result) from None
+    finally:
+        client.close()
+        for path in partial:
+            with contextlib.suppress(OSError):
+                Path(path).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What the subcommands do: each takes `Context` and `Arguments`, and returns what to show."""
