@@ -145,7 +145,7 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], align: str =
     title = f'<caption style="text-align:left;{_MUTED}">{_html(caption)}</caption>' if caption else ""
     return Html(
         f'<div style="overflow-x:auto;max-width:100%;margin:.3em 0"><table style="border-collapse:collapse;margin:0;'
-        f'{_FONT};overflow-wrap:normal">{title}<thead><tr style="background:none">{top}</tr></thead>'
+        f'{_FONT};overflow-wrap:normal;color:inherit">{title}<thead><tr style="background:none">{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
