@@ -1,0 +1,1 @@
+"""Quantizing: types, plans, importance matrices, and the work itself. What the kernel imports needs no numpy."""
