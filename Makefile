@@ -6,6 +6,11 @@ LAB_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 
+# On processors with AMX, GCC leaves out part of llama.cpp's set-up of it, and the first prompt would crash
+# (ggml-org/llama.cpp, pull request 26954). Without AMX the other vector instructions are used.
+CMAKE_ARGS ?= -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
+export CMAKE_ARGS
+
 BIN := $(VENV)/bin
 NOTEBOOK := notebooks/01_first_prompt.ipynb
 COMMA := ,

@@ -1,8 +1,8 @@
 """llama.cpp's own tools, built from the source that the installed llama-cpp-python was built from.
 
-Its source distribution holds llama.cpp with all tools. The flags are those of pip's build (Release,
-everything else as llama.cpp has it), so both sides compute with the same code. The build takes about
-ten minutes on two cores, once.
+Its source distribution holds llama.cpp with all tools. The flags are those of the Makefile's build (Release,
+no AMX, everything else as llama.cpp has it), so both sides compute with the same code. The build takes
+about ten minutes on two cores, once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _PACKAGE = "llama-cpp-python"
 _TARGETS = ("llama-bench", "llama-quantize")
 _FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
+    "-DCMAKE_C_FLAGS=-U__AMX_INT8__",
+    "-DCMAKE_CXX_FLAGS=-U__AMX_INT8__",
     "-DBUILD_SHARED_LIBS=ON",
     "-DLLAMA_BUILD_COMMON=ON",
     "-DLLAMA_BUILD_TOOLS=ON",

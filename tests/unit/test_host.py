@@ -62,3 +62,27 @@ def test_threads_follow_quota_and_cores(
 def test_available_memory_is_within_the_limit(tmp_path: Path) -> None:
     root, own = group(tmp_path, "0::/\n", {"memory.max": "100000000", "memory.current": "60000000"})
     assert host.available_memory(root, own) == 40_000_000
+
+
+def test_a_crash_in_amx_code_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+    import signal
+    from types import SimpleNamespace
+
+    from llama_magic.engine import process
+
+    library = tmp_path / "llama_cpp" / "lib" / "libggml-cpu.so"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"\x7fELF AMX is not ready to be used!")
+    origin = str(tmp_path / "llama_cpp" / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: SimpleNamespace(origin=origin))
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : avx2 amx_tile amx_int8\n")
+    assert "-U__AMX_INT8__" in process._amx(-signal.SIGSEGV, cpuinfo)
+    assert "-U__AMX_INT8__" in process._amx(-signal.SIGILL, cpuinfo)
+    assert process._amx(-signal.SIGABRT, cpuinfo) == ""
+    library.write_bytes(b"\x7fELF")
+    assert process._amx(-signal.SIGSEGV, cpuinfo) == ""
+    library.write_bytes(b"\x7fELF AMX is not ready to be used!")
+    cpuinfo.write_text("flags : avx2\n")
+    assert process._amx(-signal.SIGSEGV, cpuinfo) == ""

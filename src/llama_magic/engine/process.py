@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import signal
@@ -112,17 +113,41 @@ class WorkerProcess:
                     "The worker process was killed (SIGKILL), most likely because memory ran out. "
                     "What helps: a smaller quantization or a smaller context (-c)."
                 )
-            if name == "SIGILL":
+            if name == "SIGILL" and not _amx(code):
                 return (
                     "The worker process met an instruction that this processor lacks (SIGILL): llama-cpp-python "
                     "was built on another machine. Reinstall it here, or build it with GGML_NATIVE=OFF."
                 )
-            return f"The worker process crashed inside llama.cpp ({name})."
+            return f"The worker process crashed inside llama.cpp ({name}).{_amx(code)}"
         return f"The worker process ended (exit code {code})."
 
     def kill(self) -> None:
         """End the process at once."""
         self._finalizer()
+
+
+def _amx(code: int, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return what to do about a crash in AMX code, empty where there is none.
+
+    GCC leaves out part of llama.cpp's set-up of these registers (ggml-org/llama.cpp, pull request 26954), so that
+    the first prompt ends the process with SIGILL or SIGSEGV.
+    """
+    if -code not in (signal.SIGILL, signal.SIGSEGV):
+        return ""
+    spec = importlib.util.find_spec("llama_cpp")
+    try:
+        if spec is None or spec.origin is None or "amx_int8" not in cpuinfo.read_text():
+            return ""
+        libraries = (Path(spec.origin).parent / "lib").glob("libggml-cpu*")
+        if not any(b"AMX is not ready to be used" in library.read_bytes() for library in libraries):
+            return ""
+    except OSError:
+        return ""
+    return (
+        " Most likely its code for AMX is at fault, which GCC compiles wrongly. What helps: reinstall llama-cpp-python "
+        "without it: CMAKE_ARGS='-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__' "
+        "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python."
+    )
 
 
 def _stop(process: subprocess.Popen[bytes], connection: Connection, output: IO[bytes], owner: int) -> None:
