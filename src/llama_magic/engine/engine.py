@@ -31,6 +31,7 @@ from llama_magic.engine.protocol import (
 )
 from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError, OutOfMemoryError
 from llama_magic.inference.loop import Emit, Generation
+from llama_magic.inference.pacing import Pacer
 from llama_magic.inference.results import Completion, Receipt
 from llama_magic.inference.runtime import ModelRuntime
 from llama_magic.models.gguf import ModelMetadata, read_metadata
@@ -57,10 +58,13 @@ class Engine:
     ----------
     emit
         Called with every event of the request being answered, but not with its end.
+    pacer
+        Fetches the chunks of a generation on a thread of its own; None sends them from where they are made.
     """
 
-    def __init__(self, emit: Callable[[Event], None] = lambda _event: None) -> None:
+    def __init__(self, emit: Callable[[Event], None] = lambda _event: None, pacer: Pacer | None = None) -> None:
         self.emit = emit
+        self._pacer = pacer
         self._loaded: OrderedDict[tuple[str, LoadOptions], _Loaded] = OrderedDict()
         self._cancel = threading.Event()
         self._active: ModelRuntime | None = None
@@ -252,7 +256,7 @@ class Engine:
 
     def _handle_generate(self, request: GenerateRequest) -> Completion:
         loaded, load_s = self._get(request.spec, force=request.force)
-        emit = Emit(self._emit_chunk, lambda fraction: self.emit(Progress("prompt", fraction)))
+        emit = Emit(self._emit_chunk, lambda fraction: self.emit(Progress("prompt", fraction)), self._pacer)
         generation = Generation(loaded.runtime, request.params, emit, self._cancel.is_set)
         completion, template = generation.run(request.prompt, request.messages, request.conversation)
         completion = replace(completion, timings=replace(completion.timings, load_s=load_s))

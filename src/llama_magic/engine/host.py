@@ -14,6 +14,7 @@ from typing import Any
 from llama_magic.engine.engine import Engine
 from llama_magic.engine.protocol import Cancel, Envelope, Error, Event, Request, Result
 from llama_magic.errors import GenerationInterrupted, LlamaMagicError, OutOfMemoryError
+from llama_magic.inference.pacing import Source, Take
 
 __all__ = ["serve"]
 
@@ -26,11 +27,12 @@ class _Host:
         self._connection = connection
         self._parent = parent
         self._requests: queue.SimpleQueue[tuple[int, Request]] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[int, Event] | None] = queue.SimpleQueue()
+        self._source = Source()
         self._state_lock = threading.Lock()
         self._current = -1
         self._cancelled: set[int] = set()
-        self._engine = Engine(self._emit)
+        self._engine = Engine(self._emit, self)
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="llama-magic-reader", daemon=True).start()
@@ -61,15 +63,32 @@ class _Host:
     def _emit(self, event: Event) -> None:
         self._outbox.put((self._current, event))
 
+    def start(self, take: Take) -> None:
+        """Let the writer fetch chunks: waking it for each of them would cost more than a token does."""
+        self._source.start(take)
+        self._outbox.put(None)
+
+    def stop(self) -> None:
+        """Fetch no more."""
+        self._source.stop()
+
     def _write(self) -> None:
         """Send events, beside llama.cpp and not between two of its calls."""
-        take, send, dumps = self._outbox.get, self._connection.send_bytes, pickle.dumps
+        outbox, source = self._outbox, self._source
         while True:
-            number, event = take()
             try:
-                send(dumps(Envelope(number, event), pickle.HIGHEST_PROTOCOL))
-            except OSError:
-                os._exit(0)  # the kernel is gone
+                item = outbox.get(timeout=source.wait())
+            except queue.Empty:
+                chunk = source.chunk()
+                item = None if chunk is None else (self._current, chunk)
+            if item is not None:
+                self._send(*item)
+
+    def _send(self, number: int, event: Event) -> None:
+        try:
+            self._connection.send_bytes(pickle.dumps(Envelope(number, event), pickle.HIGHEST_PROTOCOL))
+        except OSError:
+            os._exit(0)  # the kernel is gone
 
     def _read(self) -> None:
         """Take messages from the kernel; end the process when the kernel ends, however it does."""

@@ -11,6 +11,7 @@ from llama_magic.errors import ContextFullError, InvalidRequestError
 from llama_magic.inference.cache import ConversationCache, Plan
 from llama_magic.inference.chain import bias_of, build_sampler, grammar_of, prompt_window
 from llama_magic.inference.logprobs import token_logprob
+from llama_magic.inference.pacing import Pace, Pacer
 from llama_magic.inference.params import SamplingParams
 from llama_magic.inference.prompt import Prompt
 from llama_magic.inference.results import Chunk, Completion, Message, Sample, Timings, TokenLogprob
@@ -31,10 +32,11 @@ _MAX_SEED = 0xFFFFFFFE
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """Where chunks and the prompt's progress (0 to 1) go."""
+    """Where chunks and the prompt's progress (0 to 1) go; `pacer` fetches chunks by itself where there is one."""
 
     chunk: Callable[[Chunk], None]
     progress: Callable[[float], None]
+    pacer: Pacer | None = None
 
 
 def _is_time(waited: float, step: float, tokens: int) -> bool:
@@ -221,7 +223,7 @@ class Generation:
                 row = token_logprob(self._model, logits, token, self._params.logprobs)  # type: ignore[arg-type]
                 track.logprobs.append(row)
             if self._params.stop:
-                self._spell(track)
+                self._spell(track, len(track.tokens))
             if track.text.stopped:
                 track.finish = "stop"
             elif len(track.tokens) >= track.limit:
@@ -230,12 +232,12 @@ class Generation:
             self._first_s = time.perf_counter() - self._started
             self._flush(track)
 
-    def _spell(self, track: _Track) -> None:
-        """Turn the tokens since the last call into text."""
+    def _spell(self, track: _Track, count: int) -> None:
+        """Turn the tokens since the last call, `count` in all, into text."""
         feed, piece = track.text.feed, self._model.piece
-        for token in track.tokens[track.spelled :]:
+        for token in track.tokens[track.spelled : count]:
             feed(piece(token))
-        track.spelled = len(track.tokens)
+        track.spelled = count
 
     def _decode_one(
         self,
@@ -255,6 +257,7 @@ class Generation:
         step, sample, held = context.step_one, track.sampler.sample, plan.slot.tokens
         tokens, limit = track.tokens, track.limit
         plain = not (self._params.logprobs or self._params.stop)
+        pacer = self._hand_over(track) if plain and not track.finish else None
         eog = frozenset[int]() if self._params.ignore_eos else self._model.eog
         position, before = len(held), clock()
         while not track.finish:
@@ -286,11 +289,32 @@ class Generation:
                 tokens.append(token)
                 if len(tokens) >= limit:
                     track.finish = "length"
-            now = clock()
-            if _is_time(now - self._flushed, now - before, len(tokens) - track.sent):
-                self._flush(track)
-            before = now
+            if pacer is None:
+                now = clock()
+                if _is_time(now - self._flushed, now - before, len(tokens) - track.sent):
+                    self._flush(track)
+                before = now
+        self._last(track, pacer)
+
+    def _last(self, track: _Track, pacer: Pacer | None) -> None:
+        if pacer is not None:
+            pacer.stop()
         self._flush(track, last=True)
+
+    def _hand_over(self, track: _Track) -> Pacer | None:
+        """Let the pacer, where there is one, fetch chunks: it only reads `track.tokens`, which grows meanwhile."""
+        pacer = self._emit.pacer
+        if pacer is None:
+            return None
+        pace = Pace(self._flushed)
+
+        def take() -> tuple[Chunk | None, float]:
+            count = len(track.tokens) - track.sent
+            chunk = self._chunk(track)
+            return chunk, pace.sent(count, self._flushed)
+
+        pacer.start(take)
+        return pacer
 
     def _decode_many(self, context: NativeContext, plan: Plan, tracks: list[_Track]) -> None:
         """Generate several continuations of one prompt, one batch a step."""
@@ -344,14 +368,21 @@ class Generation:
         return plan
 
     def _flush(self, track: _Track, *, last: bool = False) -> None:
-        self._spell(track)
+        chunk = self._chunk(track, last=last)
+        if chunk is not None:
+            self._emit.chunk(chunk)
+
+    def _chunk(self, track: _Track, *, last: bool = False) -> Chunk | None:
+        """Return what has gathered since the last chunk, None where nothing has."""
+        count = len(track.tokens)  # on another thread, more may follow at any moment
+        self._spell(track, count)
         text = track.text.take() + (track.text.finish() if last else "")
         self._flushed = time.perf_counter()
-        if not text and track.sent == len(track.tokens):
-            return
-        tokens, logprobs = tuple(track.tokens[track.sent :]), tuple(track.logprobs[track.sent :])
-        track.sent = len(track.tokens)
-        self._emit.chunk(Chunk(text, tokens, logprobs, track.index))
+        if not text and track.sent == count:
+            return None
+        tokens, logprobs = tuple(track.tokens[track.sent : count]), tuple(track.logprobs[track.sent : count])
+        track.sent = count
+        return Chunk(text, tokens, logprobs, track.index)
 
     # -- the end ---------------------------------------------------------------------------
 
