@@ -70,7 +70,7 @@ def test_memory_is_what_the_shapes_say(tiny: Path) -> None:
         (b"GGUF", "ends in the middle"),
         (struct.pack("<4sIQQ", b"GGUF", 3, 1 << 60, 1), "claims"),
         (struct.pack("<4sIQQ", b"GGUF", 77, 1, 1), "version 77"),
-        (struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 1 << 62), "ends in the middle"),
+        (struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 1 << 62), "a key of"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path: Path, content: bytes, words: str) -> None:

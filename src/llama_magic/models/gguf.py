@@ -1,305 +1,446 @@
 """Read what a GGUF file says of itself, without loading it.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Files come from
-strangers: every count is checked against the file's size before it is used.
+strangers: every count is checked against the file's size before it is used, what is kept has a
+limit, and what llama.cpp refuses (ggml/src/gguf.cpp) is refused here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 import os
+import re
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llama_magic.errors import InvalidModelError, ModelNotFoundError
+from llama_magic.errors import InvalidModelError, InvalidRequestError, ModelNotFoundError
+from llama_magic.models.metadata import FTYPES, TENSOR_TYPES, ArrayLength, ModelMetadata, TensorInfo
 
-__all__ = ["FTYPES", "TENSOR_TYPES", "ArrayLength", "ModelMetadata", "TensorInfo", "read_metadata"]
+__all__ = [
+    "FTYPES",
+    "TENSOR_TYPES",
+    "ArrayLength",
+    "ModelMetadata",
+    "TensorInfo",
+    "join_parts",
+    "part_names",
+    "read_array",
+    "read_header",
+    "read_metadata",
+]
 
-#: ggml_type: name, weights in a block, bytes of a block (ggml.c, `type_traits`).
-TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
-}  # fmt: skip
-
-#: general.file_type to the name of the quantization (llama.h, `llama_ftype`).
-FTYPES: dict[int, str] = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
-    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
-    19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL",
-    26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0",
-    37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
-}  # fmt: skip
+#: Gives bytes of the file from an offset: at least so many, fewer only at its end.
+Read = Callable[[int, int], bytes]
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_NAMES = {0: "u8", 1: "i8", 2: "u16", 3: "i16", 4: "u32", 5: "i32", 6: "f32", 7: "bool", 8: "str", 10: "u64",
+          11: "i64", 12: "f64"}  # fmt: skip
+_KINDS = {name: kind for kind, name in _NAMES.items()}
 _STRING, _ARRAY = 8, 9
-_MAX_TENSORS = 1 << 20
-_MAX_KEYS = 1 << 16
+#: Types that llama.cpp has removed (ggml.h, `ggml_type`).
+_REMOVED = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8",
+            38: "IQ4_NL_8_8"}  # fmt: skip
 
+# Limits far above every real model. They keep a hostile header from taking memory or time.
+_MAX_TENSORS = 1 << 16
+_MAX_KEYS = 1 << 14
+_MAX_KEY = (1 << 16) - 1  # docs/gguf.md
+_MAX_NAME = 63  # ggml.h, GGML_MAX_NAME
+_MAX_TEXT = 1 << 20  # bytes of one text; a longer one is kept as its length
+_MAX_TEXTS = 6 << 20  # bytes of all texts that are kept
+_MAX_NUMBERS = 1024
+_MAX_ALL_NUMBERS = 1 << 17
+_MAX_SHORT_LIST = 64
+_MAX_STRINGS = 1 << 22  # strings in all arrays together
+_MAX_PARTS = 9999
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """A tensor's name, shape (ggml's order: rows last), type, offset in the data part and bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModelMetadata:
-    """What a GGUF file says of itself.
-
-    Attributes
-    ----------
-    path
-        The file.
-    values
-        Its key-value pairs; an array is kept as its length (`ArrayLength`).
-    tensors
-        Its tensors.
-    data_offset
-        Byte at which tensor data begin; all before it is header.
-    """
-
-    path: str
-    values: Mapping[str, Any]
-    tensors: tuple[TensorInfo, ...]
-    data_offset: int = field(default=0)
-
-    def __repr__(self) -> str:
-        return f"ModelMetadata({self.path!r}, {self.architecture}, {self.ftype}, {self.n_params:,} parameters)"
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return a value of the architecture's own keys: ``get("block_count")`` reads ``llama.block_count``."""
-        return self.values.get(f"{self.architecture}.{key}", default)
-
-    @property
-    def architecture(self) -> str:
-        """Such as "llama"."""
-        return str(self.values.get("general.architecture", "unknown"))
-
-    @property
-    def name(self) -> str:
-        """The model's own name, or the file's."""
-        return str(self.values.get("general.name") or Path(self.path).stem)
-
-    @property
-    def ftype(self) -> str:
-        """The file's quantization, such as "Q4_1"."""
-        return FTYPES.get(self.values.get("general.file_type", -1), "unknown")
-
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.size for tensor in self.tensors)
-
-    @property
-    def n_params(self) -> int:
-        """Weights in all tensors."""
-        total = 0
-        for tensor in self.tensors:
-            count = 1
-            for length in tensor.shape:
-                count *= length
-            total += count
-        return total
-
-    @property
-    def n_ctx_train(self) -> int:
-        """Context length the model was trained for, in tokens; 0 where the file does not tell."""
-        return int(self.get("context_length", 0))
-
-    @property
-    def n_layer(self) -> int:
-        """Transformer layers."""
-        return int(self.get("block_count", 0))
-
-    @property
-    def n_embd(self) -> int:
-        """Width of the embeddings."""
-        return int(self.get("embedding_length", 0))
-
-    @property
-    def n_vocab(self) -> int:
-        """Entries of the vocabulary."""
-        tokens = self.values.get("tokenizer.ggml.tokens")
-        return tokens.length if isinstance(tokens, ArrayLength) else int(self.get("vocab_size", 0))
-
-    @property
-    def chat_template(self) -> str | None:
-        """Jinja source of the chat template, None for a base model."""
-        template = self.values.get("tokenizer.chat_template")
-        return template if isinstance(template, str) else None
-
-    def header_sha256(self) -> str:
-        """Return the SHA-256 of everything before the tensor data."""
-        with Path(self.path).open("rb") as file:
-            return hashlib.sha256(file.read(self.data_offset)).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayLength:
-    """Stands for an array that was skipped: its length, and its first values when they are numbers."""
-
-    length: int
-    numbers: tuple[float, ...] = ()
+_BLOCK = 1 << 10  # strings between two marks
+_PIECE = 1 << 20  # bytes read at once from a local file
+_ROLE = re.compile(r"tokenizer\.ggml\.(\w+)_token_id")
+_PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE | re.DOTALL)
 
 
 class _Reader:
-    """Reads values from the mapped file; every read is checked against its end."""
+    """Reads values through a window on the file; every read is checked against the file's end."""
 
-    def __init__(self, data: mmap.mmap, path: str) -> None:
-        self.data = data
-        self.path = path
-        self.at = 0
-        self.end = len(data)
+    def __init__(self, read: Read, size: int, name: str, order: str = "<", at: int = 0) -> None:
+        self.name = name
+        self.size = size
+        self.order = order
+        self.texts = _MAX_TEXTS
+        self.numbers = _MAX_ALL_NUMBERS
+        self.strings = _MAX_STRINGS
+        self._read = read
+        self._data = b""
+        self._base = at
+        self._at = 0
+
+    @property
+    def position(self) -> int:
+        """Where in the file it reads next."""
+        return self._base + self._at
 
     def fail(self, what: str) -> InvalidModelError:
-        return InvalidModelError(f"{self.path} is not a usable GGUF file: {what}. Download or convert it again.")
+        return InvalidModelError(f"{self.name} is not a usable GGUF file: {what}. Download or convert it again.")
+
+    def cut(self) -> InvalidModelError:
+        return self.fail("it ends in the middle of its header")
 
     def take(self, count: int) -> int:
-        at = self.at
-        if count < 0 or at + count > self.end:
-            raise self.fail("it ends in the middle of its header")
-        self.at = at + count
+        """Return where in the window the next bytes lie, and go past them."""
+        at = self._at
+        if at + count > len(self._data):
+            self._fill(count)
+            at = 0
+        self._at = at + count
         return at
 
+    def _fill(self, count: int) -> None:
+        rest = self._data[self._at :]
+        start = self.position
+        if start + count > self.size:
+            raise self.cut()
+        self._data = rest + self._read(start + len(rest), count - len(rest))
+        self._base, self._at = start, 0
+        if len(self._data) < count:
+            raise self.cut()
+
+    def skip(self, count: int) -> None:
+        if self.position + count > self.size:
+            raise self.cut()
+        self._at += count
+
     def number(self, code: str) -> Any:
-        return struct.unpack_from("<" + code, self.data, self.take(struct.calcsize(code)))[0]
+        form = self.order + code
+        at = self.take(struct.calcsize(form))
+        return struct.unpack_from(form, self._data, at)[0]
 
-    def string(self) -> str:
+    def raw(self, count: int) -> bytes:
+        at = self.take(count)
+        return self._data[at : at + count]
+
+    def keep(self, length: int) -> bytes:
+        """Return bytes that stay in memory; all of them together have a limit."""
+        self.texts -= length
+        if self.texts < 0:
+            raise self.fail(f"its metadata hold more than {_MAX_TEXTS >> 20} MiB of text")
+        return self.raw(length)
+
+    def key(self) -> str:
         length = self.number("Q")
-        at = self.take(length)
-        return self.data[at : at + length].decode("utf-8", "replace")
+        if not 0 < length <= _MAX_KEY:
+            raise self.fail(f"it holds a key of {length:,} bytes")
+        try:
+            return self.keep(length).decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.fail("it holds a key that is no text") from None
 
-    def skip_strings(self, count: int) -> None:
-        data, at, end = self.data, self.at, self.end
-        unpack = struct.Struct("<Q").unpack_from
-        for _ in range(count):
-            if at + 8 > end:
-                raise self.fail("it ends in the middle of its header")
-            at += 8 + unpack(data, at)[0]
-        if at > end:
-            raise self.fail("it ends in the middle of its header")
-        self.at = at
+    def text(self) -> str | ArrayLength:
+        length = self.number("Q")
+        if length > self.size - self.position:
+            raise self.cut()
+        if length > _MAX_TEXT:
+            found = ArrayLength(length, type="u8", offset=self.position)
+            self.skip(length)
+            return found
+        return self.keep(length).decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, marks: list[int] | None = None) -> Any:
         if kind == _STRING:
-            return self.string()
+            return self.text()
         if kind == _ARRAY:
-            return self.array()
+            return self.array(marks)
         if kind not in _SCALARS:
             raise self.fail(f"it holds a value of unknown type {kind}")
         return self.number(_SCALARS[kind])
 
-    def array(self) -> ArrayLength:
+    def array(self, marks: list[int] | None = None) -> ArrayLength:
         kind, count = self.number("I"), self.number("Q")
-        if count > self.end:
-            raise self.fail(f"it claims an array of {count:,} entries")
-        if kind == _STRING:
-            self.skip_strings(count)
-            return ArrayLength(count)
-        if kind not in _SCALARS:
+        if kind == _ARRAY:
+            raise self.fail("it holds an array of arrays, which llama.cpp does not read")
+        if kind not in _NAMES:
             raise self.fail(f"it holds an array of unknown type {kind}")
-        code = _SCALARS[kind]
-        at = self.take(count * struct.calcsize(code))
-        kept = min(count, 1024)
-        return ArrayLength(count, struct.unpack_from(f"<{kept}{code}", self.data, at))
+        width = 8 if kind == _STRING else struct.calcsize("<" + _SCALARS[kind])
+        if count * width > self.size - self.position:
+            raise self.fail(f"it claims an array of {count:,} entries, more than the file has room for")
+        name, start = _NAMES[kind], self.position
+        if kind == _STRING:
+            return ArrayLength(count, (), self._strings(count, marks), name, start)
+        if count > _MAX_NUMBERS or count > self.numbers:
+            self.skip(count * width)
+            return ArrayLength(count, type=name, offset=start)
+        self.numbers -= count
+        at = self.take(count * width)
+        numbers = struct.unpack_from(f"{self.order}{count}{_SCALARS[kind]}", self._data, at)
+        return ArrayLength(count, numbers, (), name, start)
+
+    def _strings(self, count: int, marks: list[int] | None) -> tuple[str, ...]:
+        """Go past the strings of an array; return them where they are few and note every 1,024th of many."""
+        self.strings -= count
+        if self.strings < 0:
+            raise self.fail(f"its arrays hold more than {_MAX_STRINGS:,} strings")
+        if count <= _MAX_SHORT_LIST and marks is None:
+            texts = [self.text() for _ in range(count)]
+            return tuple(text if isinstance(text, str) else "…" for text in texts)
+        for start in range(0, count, _BLOCK):
+            if marks is not None:
+                marks.append(self.position)
+            self.skip_strings(min(_BLOCK, count - start))
+        return ()
+
+    def skip_strings(self, count: int) -> None:
+        data, at, end = self._data, self._at, len(self._data)
+        unpack = struct.Struct(self.order + "Q").unpack_from
+        for _ in range(count):
+            if at + 8 > end:
+                self._at = at
+                self._fill(8)
+                data, at, end = self._data, 0, len(self._data)
+            at += 8 + unpack(data, at)[0]
+        self._at = at
+        if self.position > self.size:
+            raise self.cut()
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
-    """Return the metadata and tensor table of a GGUF file.
+    """Return the metadata and tensor table of a GGUF file; of a split model, with those of all its parts.
 
     Raises
     ------
     ModelNotFoundError
         There is no such file, or it is a folder.
     InvalidModelError
-        It is empty, cut off, or no GGUF file; the message says which.
+        It is empty, cut off, or no GGUF file, or a part is missing; the message says which.
     """
     name = os.fspath(path)
+    metadata = _read_file(name)
+    if metadata.values.get("split.count", 1) in (0, 1):
+        return metadata
+    names = part_names(name)
+    if names and name != names[0]:
+        metadata = _read_file(names[0])
+    return join_parts(metadata, names, _read_file)
+
+
+def _read_file(name: str) -> ModelMetadata:
     if Path(name).is_dir():
         raise ModelNotFoundError(f"{name} is a folder; name a .gguf file in it")
     try:
-        with Path(name).open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise InvalidModelError(f"{name} is empty. Download or convert it again.")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _read(_Reader(data, name))
+        with Path(name).open("rb", buffering=0) as file:
+
+            def read(offset: int, count: int) -> bytes:
+                file.seek(offset)
+                return file.read(max(count, _PIECE)) or b""
+
+            return read_header(read, os.fstat(file.fileno()).st_size, name)
     except FileNotFoundError:
         raise ModelNotFoundError(f"there is no file {name}") from None
     except PermissionError:
         raise InvalidModelError(f"{name} can not be read: permission denied") from None
+    except OSError as exc:
+        raise InvalidModelError(f"{name} can not be read: {exc.strerror or exc}") from None
 
 
-def _read(reader: _Reader) -> ModelMetadata:
-    _check_magic(reader)
-    reader.at = 4
+def part_names(name: str) -> list[str]:
+    """Return the names of all parts of a split model, from any one of them; empty for a single file.
+
+    They end in ``-00001-of-00003.gguf`` (llama.cpp, `llama_split_path`).
+    """
+    match = _PART.fullmatch(name)
+    if match is None or not 1 < int(match["count"]) <= _MAX_PARTS:
+        return []
+    count = int(match["count"])
+    return [f"{match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+
+
+def join_parts(first: ModelMetadata, names: list[str], read: Callable[[str], ModelMetadata]) -> ModelMetadata:
+    """Return the metadata of the first part with the tensor tables of all.
+
+    Raises
+    ------
+    InvalidModelError
+        A part is missing, or belongs to another model.
+    """
+    count = first.values.get("split.count")
+    if count != len(names):
+        raise InvalidModelError(
+            f"{first.path} is one of {count} parts, but its name does not end in -00001-of-{_number(count)}.gguf; "
+            "give the parts their names back"
+        )
+    tensors, size, transferred = list(first.tensors), first.file_size, first.transferred
+    for number, name in enumerate(names[1:], 1):
+        try:
+            part = read(name)
+        except ModelNotFoundError:
+            raise InvalidModelError(
+                f"part {number + 1} of {count} is missing: {name}. Download all parts into one folder."
+            ) from None
+        if part.values.get("split.count") != count or part.values.get("split.no") != number:
+            raise InvalidModelError(f"{name} is not part {number + 1} of {first.path}. Download it again.")
+        tensors += [TensorInfo(t.name, t.shape, t.type, t.offset, t.size, number) for t in part.tensors]
+        size += part.file_size
+        transferred += part.transferred
+    total = first.values.get("split.tensors.count", len(tensors))
+    if total != len(tensors) or len({tensor.name for tensor in tensors}) != len(tensors):
+        raise InvalidModelError(
+            f"the parts of {first.path} hold {len(tensors)} tensors, not {total} different ones. Download them again."
+        )
+    return ModelMetadata(
+        first.path, first.values, tuple(tensors), first.data_offset, size, first.version, first.byte_order,
+        tuple(names), first.special_tokens, transferred,
+    )  # fmt: skip
+
+
+def _number(value: object) -> str:
+    return f"{value:05}" if isinstance(value, int) else "…"
+
+
+def read_header(read: Read, size: int, name: str) -> ModelMetadata:
+    """Return what a file of `size` bytes says of itself, reading its header through `read`.
+
+    Raises
+    ------
+    InvalidModelError
+    """
+    if size == 0:
+        raise InvalidModelError(f"{name} is empty. Download or convert it again.")
+    reader = _Reader(read, size, name)
+    _check_magic(reader, reader.raw(min(size, 64)))
+    reader = _Reader(read, size, name, at=4)
     version = reader.number("I")
+    if version & 0xFFFF == 0 and version:  # as llama.cpp finds it: the other byte order
+        reader.order = ">"
+        version = int.from_bytes(version.to_bytes(4, "little"), "big")
     if version not in (2, 3):
         raise reader.fail(f"it is of GGUF version {version}, this llama.cpp reads 2 and 3")
     n_tensors, n_keys = reader.number("Q"), reader.number("Q")
     if n_tensors > _MAX_TENSORS or n_keys > _MAX_KEYS:
         raise reader.fail(f"it claims {n_tensors:,} tensors and {n_keys:,} keys")
-    values = {}
+    values: dict[str, Any] = {}
+    marks: list[int] = []
     for _ in range(n_keys):
-        key = reader.string()
-        values[key] = reader.value(reader.number("I"))
-    tensors = tuple(_tensor(reader) for _ in range(n_tensors))
+        key = reader.key()
+        if key in values:
+            raise reader.fail(f"it holds the key {key!r} twice")
+        kind = reader.number("I")
+        values[key] = reader.value(kind, marks if key == "tokenizer.ggml.tokens" else None)
+        if key == "general.alignment" and kind != 4:
+            raise reader.fail("its alignment is no u32")
     alignment = values.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 0 < alignment <= 1 << 16:
-        raise reader.fail(f"it claims an alignment of {alignment}")
-    start = -(-reader.at // alignment) * alignment
-    need = max((start + tensor.offset + tensor.size for tensor in tensors), default=start)
-    if need > reader.end:
-        missing = need - reader.end
-        raise InvalidModelError(
-            f"{reader.path} is cut off: {missing:,} of {need:,} bytes are missing. Download it again."
-        )
-    return ModelMetadata(reader.path, values, tensors, start)
+    if alignment == 0 or alignment & (alignment - 1):
+        raise reader.fail(f"it claims an alignment of {alignment}, which is no power of two")
+    tensors = _tensors(reader, n_tensors, alignment)
+    start = -(-reader.position // alignment) * alignment
+    need = start + (tensors[-1].offset + tensors[-1].size if tensors else 0)
+    if need > size and tensors:
+        raise InvalidModelError(f"{name} is cut off: {need - size:,} of {need:,} bytes are missing. Download it again.")
+    special = _special_tokens(reader, read, values, marks)
+    order = "little" if reader.order == "<" else "big"
+    return ModelMetadata(name, values, tensors, start, size, version, order, (), special)
 
 
-def _check_magic(reader: _Reader) -> None:
-    head = reader.data[:64]
+def _check_magic(reader: _Reader, head: bytes) -> None:
     if head[:4] == b"GGUF":
         return
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise InvalidModelError(
-            f"{reader.path} is a web page, not a model: the download probably saved an error or login page. "
+            f"{reader.name} is a web page, not a model: the download probably saved an error or login page. "
             "Download the file itself."
         )
     if head[:4] in (b"ggml", b"lmgg", b"fmgg", b"tjgg"):
-        raise InvalidModelError(f"{reader.path} is in an old ggml format; convert the model to GGUF again")
+        raise InvalidModelError(f"{reader.name} is in an old ggml format; convert the model to GGUF again")
     if start.startswith(b"version https://git-lfs"):
-        raise InvalidModelError(f"{reader.path} is a Git LFS pointer; run git lfs pull to fetch the model itself")
-    raise InvalidModelError(f"{reader.path} is not a GGUF file (it begins with {bytes(head[:4])!r})")
+        raise InvalidModelError(f"{reader.name} is a Git LFS pointer; run git lfs pull to fetch the model itself")
+    raise InvalidModelError(f"{reader.name} is not a GGUF file (it begins with {bytes(head[:4])!r})")
+
+
+def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[TensorInfo, ...]:
+    tensors: list[TensorInfo] = []
+    names: set[str] = set()
+    expected = 0
+    for _ in range(count):
+        tensor = _tensor(reader)
+        if tensor.name in names:
+            raise reader.fail(f"it holds the tensor {tensor.name!r} twice")
+        if tensor.offset != expected:
+            raise reader.fail(
+                f"tensor {tensor.name!r} begins at byte {tensor.offset:,} of the data instead of {expected:,}: "
+                "its tensors overlap or leave gaps"
+            )
+        expected += -(-tensor.size // alignment) * alignment
+        names.add(tensor.name)
+        tensors.append(tensor)
+    return tuple(tensors)
 
 
 def _tensor(reader: _Reader) -> TensorInfo:
-    name = reader.string()
+    length = reader.number("Q")
+    if length > _MAX_NAME:
+        raise reader.fail(f"it holds a tensor name of {length:,} bytes")
+    name = reader.keep(length).decode("utf-8", "replace")
     n_dims = reader.number("I")
     if n_dims > 4:
-        raise reader.fail(f"tensor {name!r} claims {n_dims} dimensions")
+        raise reader.fail(f"tensor {name!r} claims {n_dims:,} dimensions")
     shape = tuple(reader.number("Q") for _ in range(n_dims))
     kind, offset = reader.number("I"), reader.number("Q")
-    label, block, width = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
-    count = 1
-    for length in shape:
-        count *= length
-        if count > 1 << 62:
-            raise reader.fail(f"tensor {name!r} claims {count} weights")
-    return TensorInfo(name, shape, label, offset, count // block * width)
+    if kind in _REMOVED:
+        raise InvalidModelError(
+            f"{reader.name} holds tensors of type {_REMOVED[kind]}, which llama.cpp has dropped; "
+            "quantize the model again, for example to Q4_0"
+        )
+    if kind not in TENSOR_TYPES:
+        raise reader.fail(f"tensor {name!r} is of type {kind}, which this llama.cpp does not know")
+    label, block, width = TENSOR_TYPES[kind]
+    weights = 1
+    for part in shape:
+        weights *= part
+        if weights > 1 << 62:
+            raise reader.fail(f"tensor {name!r} claims more weights than any file can hold")
+    if (shape[0] if shape else 1) % block:
+        raise reader.fail(f"tensor {name!r} has rows of {shape[0] if shape else 1:,}, no multiple of {label}'s {block}")
+    return TensorInfo(name, shape, label, offset, weights // block * width)
+
+
+def _special_tokens(reader: _Reader, read: Read, values: dict[str, Any], marks: list[int]) -> dict[str, str]:
+    """Return the names of the tokens that have a role, found from the nearest mark."""
+    tokens = values.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, ArrayLength) or tokens.type != "str":
+        return {}
+    found: dict[str, str] = {}
+    for key, number in values.items():
+        match = _ROLE.fullmatch(key)
+        if match is None or not isinstance(number, int) or not 0 <= number < tokens.length or len(found) >= 64:
+            continue
+        at = _Reader(read, reader.size, reader.name, reader.order, marks[number // _BLOCK])
+        at.skip_strings(number % _BLOCK)
+        length = at.number("Q")
+        text = at.raw(min(length, 256)).decode("utf-8", "replace")
+        found[match[1]] = text if length <= 256 else text + "…"
+    return found
+
+
+def read_array(path: str, array: object, byte_order: str = "little") -> list[Any]:
+    """Return all entries of an array that `read_metadata` left in the file.
+
+    Raises
+    ------
+    InvalidRequestError
+        `array` is no `ArrayLength`.
+    """
+    if not isinstance(array, ArrayLength):
+        raise InvalidRequestError("the file has no array of this name")
+    with Path(path).open("rb") as file:
+
+        def read(offset: int, count: int) -> bytes:
+            file.seek(offset)
+            return file.read(max(count, _PIECE))
+
+        size = os.fstat(file.fileno()).st_size
+        reader = _Reader(read, size, path, "<" if byte_order == "little" else ">", array.offset)
+        if array.type == "str":
+            return [reader.raw(reader.number("Q")).decode("utf-8", "replace") for _ in range(array.length)]
+        code = _SCALARS[_KINDS[array.type]]
+        raw = reader.raw(array.length * struct.calcsize("<" + code))
+        return list(struct.unpack(f"{reader.order}{array.length}{code}", raw))
