@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Tensor", "without_chat_template", "write_gguf"]
+__all__ = ["Tensor", "without_chat_template", "write_gguf", "write_split"]
 
 Tensor = tuple[str, tuple[int, ...], int, bytes]
 
@@ -48,6 +48,18 @@ def write_gguf(path: Path, values: Mapping[str, Any], tensors: Sequence[Tensor] 
     head += b"\0" * (-len(head) % 32)
     path.write_bytes(head + data)
     return path
+
+
+def write_split(folder: Path, count: int) -> list[Path]:
+    """Write a model in parts, one tensor in each."""
+    paths = []
+    for number in range(count):
+        values: dict[str, Any] = {"split.no": number, "split.count": count, "split.tensors.count": count}
+        if number == 0:
+            values |= {"general.architecture": "llama", "general.name": "Parts"}
+        path = folder / f"parts-{number + 1:05}-of-{count:05}.gguf"
+        paths.append(write_gguf(path, values, [(f"blk.{number}.attn_q.weight", (64, 64), 2, bytes(2304))]))
+    return paths
 
 
 def without_chat_template(source: Path, target: Path) -> Path:
