@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ from llama_magic.inference.results import Completion, Message
 from llama_magic.models.gguf import ModelMetadata, read_metadata
 from llama_magic.models.options import LoadOptions, ModelInfo, ModelSpec
 from llama_magic.models.resolve import resolve
+from llama_magic.progress import Report
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,14 +50,21 @@ def download(ref: str) -> Path:
     return Path(resolve(ref))
 
 
-def inspect(ref: str) -> ModelMetadata:
+def inspect(ref: str | os.PathLike[str], *, progress: Report | None = None) -> ModelMetadata:
     """Return what a model's file says of itself, without loading it.
+
+    Of a file on the Hub that is not in the cache, only the header is fetched: a few megabytes.
 
     Raises
     ------
     ModelNotFoundError, InvalidModelError, DownloadError
     """
-    return read_metadata(resolve(ref))
+    from llama_magic.models.remote import hub_of, inspect_hub
+
+    reference = hub_of(os.fspath(ref))
+    if reference is None:
+        return read_metadata(resolve(os.fspath(ref)))
+    return inspect_hub(reference, progress)
 
 
 def load(
