@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_magic.markup import (
@@ -29,7 +30,7 @@ from llama_magic.units import format_bytes, format_count
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
-__all__ = ["TensorTable", "card", "clean", "summary"]
+__all__ = ["TensorTable", "card", "clean", "clean_block", "file_name", "rows", "summary"]
 
 #: Rows of a tensor table and cells of a map that are shown; the data hold all.
 MAX_ROWS = 2000
@@ -120,7 +121,10 @@ def summary(metadata: ModelMetadata) -> str:
     """Return the card for a terminal."""
     listed = rows(metadata)
     width = max(len(label) for label, _ in listed)
-    lines = [clean(metadata.name), *(f"  {label:<{width}}  {value}" for label, value in listed)]
+    lines = [
+        f"{clean(metadata.name)} ({file_name(metadata)})",
+        *(f"  {label:<{width}}  {value}" for label, value in listed),
+    ]
     mix = ((share.type, share.count, format_bytes(share.size), f"{100 * share.share:.1f} %") for share in metadata.mix)
     if metadata.tensors:
         lines += ["", text_table(("type", "tensors", "size", "share"), mix, "lrrr")]
@@ -143,7 +147,7 @@ def card(metadata: ModelMetadata, highlight: Callable[[str], Html] | None = None
         for share in metadata.mix
     ]
     parts: list[object] = [
-        heading(clean(metadata.name), join(badge(metadata.ftype), " ", clean(metadata.path))),
+        heading(clean(metadata.name), join(badge(metadata.ftype), " ", file_name(metadata))),
         *(note(clean(text), "warning") for text in metadata.warnings),
         facts(rows(metadata)),
     ]
@@ -165,6 +169,12 @@ def _map(metadata: ModelMetadata) -> Html:
         return note(f"{len(metadata.tensors):,} tensors are too many for a map; .tensors and to_pandas() hold them.")
     cells = ((clean(tensor.name), tensor.type) for tensor in metadata.tensors)
     return details("tensors by layer and type", tensor_map(cells), open_=len(metadata.tensors) <= MAX_ROWS)
+
+
+def file_name(metadata: ModelMetadata) -> str:
+    """Return the file's name without its folder, or its reference on the Hub."""
+    path = metadata.path
+    return clean(path if path.startswith("hf:") else Path(path).name)
 
 
 def _architecture(metadata: ModelMetadata) -> str:

@@ -52,7 +52,7 @@ _MAX_TEXTS = 6 << 20  # bytes of all texts that are kept
 _MAX_NUMBERS = 1024
 _MAX_ALL_NUMBERS = 1 << 17
 _MAX_SHORT_LIST = 64
-_MAX_STRINGS = 1 << 22  # strings in all arrays together
+_MAX_STRINGS = 1 << 21  # strings in all arrays together
 _MAX_PARTS = 9999
 
 _BLOCK = 1 << 10  # strings between two marks
