@@ -17,7 +17,7 @@ from llama_magic.inference.prompt import Prompt
 from llama_magic.inference.results import Chunk, Completion, Message, Sample, Timings, TokenLogprob
 from llama_magic.inference.runtime import ModelRuntime
 from llama_magic.inference.text import TextAssembler
-from llama_magic.native import Aborted, NativeContext, NoSlot, Sampler
+from llama_magic.native import Aborted, NativeContext, NoSlot, Sampler, check
 
 __all__ = ["Emit", "Generation", "draw_seed"]
 
@@ -119,6 +119,8 @@ class Generation:
             else:
                 plan = self._run_conversation(conversation, made, tracks)
         finally:
+            if self._emit.pacer is not None:
+                self._emit.pacer.stop()
             for track in tracks:
                 track.sampler.close()
         return self._completion(made, plan, tracks), made.template
@@ -247,17 +249,16 @@ class Generation:
         cache: ConversationCache | None = None,
         key: str = "",
     ) -> None:
-        """Generate one continuation.
-
-        This is the path that must cost nothing beyond llama.cpp itself. The weights have just passed
-        through the processor's caches, so whatever is touched here comes from memory: little is
-        touched for a token, and its text waits for the next chunk unless it has to be looked at.
-        """
+        """Generate one continuation."""
         seq, n_ctx, cancelled, clock = plan.slot.seq, self._runtime.n_ctx, self._cancelled, time.perf_counter
         step, sample, held = context.step_one, track.sampler.sample, plan.slot.tokens
         tokens, limit = track.tokens, track.limit
         plain = not (self._params.logprobs or self._params.stop)
         pacer = self._hand_over(track) if plain and not track.finish else None
+        if pacer is not None:
+            self._decode_paced(context, plan, track, pacer, cache, key)
+            self._flush(track, last=True)
+            return
         eog = frozenset[int]() if self._params.ignore_eos else self._model.eog
         position, before = len(held), clock()
         while not track.finish:
@@ -289,17 +290,57 @@ class Generation:
                 tokens.append(token)
                 if len(tokens) >= limit:
                     track.finish = "length"
-            if pacer is None:
-                now = clock()
-                if _is_time(now - self._flushed, now - before, len(tokens) - track.sent):
-                    self._flush(track)
-                before = now
-        self._last(track, pacer)
-
-    def _last(self, track: _Track, pacer: Pacer | None) -> None:
-        if pacer is not None:
-            pacer.stop()
+            now = clock()
+            if _is_time(now - self._flushed, now - before, len(tokens) - track.sent):
+                self._flush(track)
+            before = now
         self._flush(track, last=True)
+
+    def _decode_paced(
+        self, context: NativeContext, plan: Plan, track: _Track, pacer: Pacer, cache: ConversationCache | None, key: str
+    ) -> None:
+        """Do the same where nothing has to be looked at for each token, and the pacer sends the text.
+
+        The weights have just passed through the processor's caches, so whatever is touched here comes from memory:
+        nothing is touched that need not be.
+        """
+        cancelled, sample, append = self._cancelled, track.sampler.sample, track.tokens.append
+        decode, handle, batch, token_cell, position_cell = context.single(plan.slot.seq)
+        eog = frozenset[int]() if self._params.ignore_eos else self._model.eog
+        start, done, first, token = len(plan.slot.tokens), 0, len(track.tokens) - 1, track.tokens[-1]
+        room = min(track.limit - len(track.tokens), self._runtime.n_ctx - start)
+        try:
+            while done < room and not cancelled():
+                token_cell.value = token
+                position_cell.value = start + done
+                if code := decode(handle, batch):
+                    if not self._may_retry(code, track, cache, key):
+                        return
+                    continue
+                done += 1
+                token = sample(context, 0)
+                if token in eog:
+                    track.finish = "stop"
+                    return
+                append(token)
+            full = "length" if len(track.tokens) >= track.limit else "context"
+            track.finish = full if done >= room else "interrupted"
+        finally:
+            pacer.stop()
+            plan.slot.tokens.extend(track.tokens[first : first + done])
+
+    @staticmethod
+    def _may_retry(code: int, track: _Track, cache: ConversationCache | None, key: str) -> bool:
+        """Say whether to decode again after a failure: where another conversation could give up its place."""
+        try:
+            check(code)
+        except Aborted:
+            track.finish = "interrupted"
+        except NoSlot:
+            if cache is not None and cache.evict(key):
+                return True
+            track.finish = "context"
+        return False
 
     def _hand_over(self, track: _Track) -> Pacer | None:
         """Let the pacer, where there is one, fetch chunks: it only reads `track.tokens`, which grows meanwhile."""

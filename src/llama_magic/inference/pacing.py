@@ -13,7 +13,7 @@ __all__ = ["LONGEST_S", "SHORTEST_S", "Pace", "Pacer", "Source", "Take"]
 
 #: Seconds between two chunks: at least, aimed at, and at most. A person sees eight updates a second as smooth.
 SHORTEST_S: Final = 0.05
-_AIM_S: Final = 0.1
+_AIM_S: Final = 0.108
 LONGEST_S: Final = 0.118
 
 #: Tokens after which the speed is known well enough to fix how many of them go into a chunk.

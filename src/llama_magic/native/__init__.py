@@ -4,10 +4,10 @@ Importing this package loads libllama into the process. In normal use only the w
 """
 
 from llama_magic.native import stages
-from llama_magic.native.context import Aborted, ContextSettings, NativeContext, NoSlot
+from llama_magic.native.context import Aborted, ContextSettings, NativeContext, NoSlot, check
 from llama_magic.native.devices import Device, list_devices
 from llama_magic.native.grammar import grammar_from_schema
-from llama_magic.native.library import LibraryInfo, library_info
+from llama_magic.native.library import LibraryInfo, library_info, state_version
 from llama_magic.native.log import LogCapture
 from llama_magic.native.model import LoadCancelled, NativeModel
 from llama_magic.native.sampler import Sampler
@@ -25,8 +25,10 @@ __all__ = [
     "NoSlot",
     "Sampler",
     "WorkerTools",
+    "check",
     "grammar_from_schema",
     "library_info",
     "list_devices",
     "stages",
+    "state_version",
 ]

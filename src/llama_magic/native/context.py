@@ -6,7 +6,7 @@ import ctypes
 import ctypes.util
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -14,13 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_magic.errors import NativeError, OutOfMemoryError
+from llama_magic.native.adapter import NativeAdapter
 from llama_magic.native.library import lib
 from llama_magic.native.model import NativeModel
 
-__all__ = ["Aborted", "ContextSettings", "NativeContext", "NoSlot"]
+__all__ = ["Aborted", "ContextSettings", "NativeContext", "NoSlot", "check"]
 
 
 _MOST_ROWS = 256
+
+#: Settings that go into `llama_context_params` under the same name.
+_AS_THEY_ARE = (
+    "offload_kqv", "op_offload", "swa_full", "rope_freq_base", "rope_freq_scale", "yarn_orig_ctx", "yarn_ext_factor",
+    "yarn_attn_factor", "yarn_beta_slow", "yarn_beta_fast",
+)  # fmt: skip
 
 
 class Aborted(Exception):  # noqa: N818 - not an error: the user stopped it
@@ -35,7 +42,11 @@ class NoSlot(Exception):  # noqa: N818 - the caller makes room and tries again
 class ContextSettings:
     """Sizes and choices of a context.
 
-    `flash_attn` is a `llama_flash_attn_type` (-1 auto, 0 off, 1 on); the cache types are ggml's numbers.
+    `flash_attn` is a `llama_flash_attn_type` (-1 auto, 0 off, 1 on); the cache types are ggml's numbers;
+    `rope_scaling` is a `llama_rope_scaling_type`. RoPE and YaRN numbers below zero, and 0 for the RoPE frequencies and
+    `yarn_orig_ctx`, mean the model's own.
+    `separate` gives each sequence a part of the cache for itself, and every token of a batch may have logits: for
+    reading a text in chunks. `eval_callback` is llama.cpp's `cb_eval`.
     """
 
     n_ctx: int
@@ -48,6 +59,19 @@ class ContextSettings:
     cache_type_k: int = 1
     cache_type_v: int = 1
     embeddings: bool = False
+    offload_kqv: bool = True
+    op_offload: bool = True
+    swa_full: bool = True
+    rope_scaling: int = -1
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_orig_ctx: int = 0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_slow: float = -1.0
+    yarn_beta_fast: float = -1.0
+    separate: bool = False
+    eval_callback: Any = None
 
 
 class NativeContext:
@@ -77,10 +101,15 @@ class NativeContext:
         params.flash_attn_type = settings.flash_attn
         params.type_k = settings.cache_type_k
         params.type_v = settings.cache_type_v
-        params.kv_unified = True
+        params.rope_scaling_type = settings.rope_scaling
+        for name in _AS_THEY_ARE:
+            setattr(params, name, getattr(settings, name))
+        params.kv_unified = not settings.separate
         params.no_perf = True
         params.embeddings = settings.embeddings
-        if not settings.embeddings:
+        if settings.eval_callback is not None:
+            params.cb_eval = settings.eval_callback
+        if not settings.embeddings and not settings.separate:
             # One row of logits a sequence is all that sampling reads; the default reserves one a token.
             params.n_outputs_max = settings.n_seq_max
         # `strlen` is a native function of the type that llama.cpp wants: it gives 0 (go on) for an empty
@@ -136,12 +165,20 @@ class NativeContext:
         """Process one token of one sequence: the generation path."""
         code = self._llama_decode(self.handle, self._one.fill(token, position, seq))
         if code:
-            _fail(code)
+            check(code)
+
+    def single(self, seq: int) -> tuple[Callable[[Any, Any], int], Any, Any, ctypes.c_int32, ctypes.c_int32]:
+        """Return what a loop needs to process one token of a sequence at a time without a call of ours between.
+
+        That is llama.cpp's function and its two arguments, then the cells to put the token and its position into
+        before each call. `check` raises what a code other than 0 means.
+        """
+        return self._llama_decode, self.handle, *self._one.cells(seq)
 
     def _decode(self, batch: Any) -> None:
         code = self._llama_decode(self.handle, batch)
         if code:
-            _fail(code)
+            check(code)
 
     def embed(self, tokens: Sequence[int]) -> list[float]:
         """Return the pooled embedding of one text, of unit length; mean-pooled where the model does not pool."""
@@ -177,6 +214,11 @@ class NativeContext:
             self._rows[address] = row
         return row
 
+    def logits_of(self, index: int, count: int) -> npt.NDArray[np.float32]:
+        """Return a view of the logits of `count` tokens of a batch in which all have some, shape (count, n_vocab)."""
+        pointer = lib.llama_get_logits_ith(self.handle, index)
+        return np.ctypeslib.as_array(pointer, (count, self.model.n_vocab))
+
     # -- stopping --------------------------------------------------------------------------
 
     def abort(self) -> None:
@@ -201,6 +243,20 @@ class NativeContext:
         """Drop a whole sequence."""
         lib.llama_memory_seq_rm(self.memory, seq, -1, -1)
 
+    def use_adapters(self, adapters: Sequence[tuple[NativeAdapter, float]]) -> None:
+        """Apply LoRA adapters, each with a scale, from the next decode on; what the cache holds was made without them.
+
+        Raises
+        ------
+        NativeError
+            llama.cpp refused them.
+        """
+        count = len(adapters)
+        handles = (lib.llama_adapter_lora_p_ctypes * max(count, 1))(*[adapter.handle for adapter, _ in adapters])
+        scales = (ctypes.c_float * max(count, 1))(*[scale for _, scale in adapters])
+        if lib.llama_set_adapters_lora(self.handle, handles, count, scales):
+            raise NativeError("llama.cpp could not apply the LoRA adapters")
+
     def share(self, source: int, target: int, length: int) -> None:
         """Let `target` begin with the first `length` tokens of `source`, without copying them."""
         lib.llama_memory_seq_cp(self.memory, source, target, 0, length)
@@ -208,6 +264,34 @@ class NativeContext:
     def last_position(self, seq: int) -> int:
         """Return the position of the last token in the cache, -1 for an empty sequence."""
         return int(lib.llama_memory_seq_pos_max(self.memory, seq))
+
+    # -- its state -------------------------------------------------------------------------
+
+    def state_size(self, seq: int) -> int:
+        """Return the bytes that `state` will give."""
+        return int(lib.llama_state_seq_get_size(self.handle, seq))
+
+    def state(self, seq: int) -> memoryview:
+        """Return what the cache holds of a sequence, as bytes that only this very build can read.
+
+        Raises
+        ------
+        NativeError
+            llama.cpp could not copy it.
+        """
+        data = np.empty(self.state_size(seq), dtype=np.uint8)
+        written = lib.llama_state_seq_get_data(self.handle, _pointer(data, ctypes.c_uint8), data.size, seq)
+        if written != data.size:
+            raise NativeError(f"llama.cpp gave {written:,} of {data.size:,} bytes of the cache's state")
+        return memoryview(data)
+
+    def put_state(self, seq: int, state: memoryview) -> bool:
+        """Fill a sequence with what `state` gave; False where it does not fit, and the sequence is empty then."""
+        data = np.frombuffer(state, dtype=np.uint8)
+        read = lib.llama_state_seq_set_data(self.handle, _pointer(data, ctypes.c_uint8), data.size, seq)
+        if read != data.size:
+            self.drop(seq)
+        return bool(read == data.size)
 
 
 class _Batch:
@@ -267,6 +351,10 @@ class _OneToken:
             logits=ctypes.pointer(self._logits),
         )
 
+    def cells(self, seq: int) -> tuple[Any, ctypes.c_int32, ctypes.c_int32]:
+        self._seq.value = seq
+        return self._struct, self._token, self._position
+
     def fill(self, token: int, position: int, seq: int) -> Any:
         self._token.value = token
         self._position.value = position
@@ -274,7 +362,7 @@ class _OneToken:
         return self._struct
 
 
-def _fail(code: int) -> NoReturn:
+def check(code: int) -> NoReturn:
     """Raise what a code of `llama_decode` means (llama.h)."""
     if code == 1:
         raise NoSlot

@@ -10,7 +10,7 @@ from typing import Any
 
 from llama_cpp import llama_cpp as _bindings
 
-__all__ = ["LibraryInfo", "dll", "initialize", "lib", "library_info"]
+__all__ = ["LibraryInfo", "dll", "initialize", "lib", "library_info", "state_version"]
 
 #: llama_cpp's low-level module. Its functions have the C names and types.
 lib: Any = _bindings
@@ -56,3 +56,8 @@ def library_info() -> LibraryInfo:
         ggml_version=_ggml_string("ggml_version"),
         system_info=system.decode("utf-8", "replace").strip(),
     )
+
+
+def state_version() -> int:
+    """Return the version of the layout in which llama.cpp writes a sequence's state."""
+    return int(lib.LLAMA_STATE_SEQ_VERSION)
