@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import conversation, display, memory, overhead, samples, speed, startup
+from benchmarks import conversation, display, memory, metadata, overhead, samples, speed, startup
 from benchmarks.report import machine, write
 from benchmarks.rows import Row, failed
 from benchmarks.runner import ROOT, Setup
@@ -26,6 +26,7 @@ GROUPS: dict[str, Callable[[Setup], list[Row]]] = {
     "first-cell": startup.first_cell,
     "bytes": display.measure,
     "memory": memory.measure,
+    "metadata": metadata.measure,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,7 @@ def test_retries_end(large: Hub, status: int) -> None:
 def test_what_a_server_asks_to_wait_has_a_limit(large: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(remote, "_PAUSES", (0.5, 1.0, 2.0))
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     large.fault(FILE, times=2, status=429, headers={"Retry-After": "3600"})
     large.fault(FILE, times=1, status=503)
     assert read_remote(REPO, FILE).n_vocab == 80_000

@@ -28,7 +28,7 @@ from llama_magic.models.metadata import ModelMetadata, TensorInfo
 from llama_magic.units import format_bytes, format_count
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
 __all__ = ["TensorTable", "card", "clean", "clean_block", "file_name", "rows", "summary"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llama_magic.errors import InvalidRequestError, MissingDependencyError
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
     from llama_magic.models.facts import KVCache, TypeShare
 

@@ -161,7 +161,7 @@ class _RemoteFile:
         raise AssertionError
 
     def _request(self, offset: int, count: int) -> bytes:
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
         url = self._place or self._home
         for _ in range(_MOST_REDIRECTS + 1):
@@ -248,7 +248,7 @@ class _Again(Exception):  # noqa: N818 - never leaves this module
 def _get(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
     """Open a request without following redirects and without reading its body."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     session: Any = get_session()
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
