@@ -93,7 +93,7 @@ def test_sliding_windows() -> None:
     assert cache.size(32768) == (4 * 32768 + 22 * 1024) * 1024
     assert cache.size(256) == 26 * 256 * 1024
     assert cache.size(32768, swa_full=True) == 26 * 32768 * 1024
-    assert "22 layers see 512 tokens and keep at most 22.0 MiB as f16" in repr(metadata)
+    assert "22 layers see 512 tokens, at most 22.0 MiB as f16" in repr(metadata)
 
 
 def test_gpt_oss_alternates() -> None:
@@ -225,6 +225,8 @@ def test_warnings(tmp_path: Path) -> None:
     assert any("no tensors" in text for text in read_metadata(write_gguf(tmp_path / "b", base)).warnings)
     assert any("'tomorrow'" in text for text in model("tomorrow").warnings)
     assert any("'mmproj'" in text for text in model_of_type("mmproj").warnings)
+    encoder = {**base, "llama.pooling_type": 1}
+    assert read_metadata(write_gguf(tmp_path / "d", encoder, tensors)).warnings == ()
     fine = {**base, "tokenizer.chat_template": "{{ messages }}"}
     assert read_metadata(write_gguf(tmp_path / "c", fine, tensors)).warnings == ()
 

@@ -204,7 +204,8 @@ def _kv(metadata: ModelMetadata) -> str:
         parts.append(f"{sizes} for each 1,000 tokens")
     if cache.window_layers:
         sizes = ", ".join(f"{format_bytes(cache.window_size(name))} as {name}" for name in types)
-        parts.append(f"{cache.window_layers:,} layers see {cache.window:,} tokens and keep at most {sizes}")
+        who = "1 layer sees" if cache.window_layers == 1 else f"{cache.window_layers:,} layers see"
+        parts.append(f"{who} {cache.window:,} tokens, at most {sizes}")
     if cache.state:
         parts.append(f"a state of {format_bytes(cache.state)} that does not grow")
     return "; ".join(parts) or "none"

@@ -104,7 +104,7 @@ def warnings(metadata: ModelMetadata) -> tuple[str, ...]:
     kind = metadata.values.get("general.type", "model")
     if kind != "model":
         found.append(f"it is no model by itself but of type {str(kind)!r}")
-    elif metadata.chat_template is None and metadata.tensors:
+    elif metadata.chat_template is None and metadata.tensors and not _embeds(metadata):
         template = metadata.values.get("tokenizer.chat_template")
         reason = "its chat template is too long to be one" if template is not None else "it has no chat template"
         found.append(f"{reason}: prompts are continued, not answered")
@@ -113,6 +113,11 @@ def warnings(metadata: ModelMetadata) -> tuple[str, ...]:
     if metadata.bits_per_weight > 32:
         found.append("its tensors have more than 32 bits per weight")
     return tuple(found)
+
+
+def _embeds(metadata: ModelMetadata) -> bool:
+    """Tell whether it makes embeddings, not text."""
+    return metadata.get("pooling_type", 0) not in (0, 0xFFFFFFFF) or metadata.get("attention.causal") is False
 
 
 def as_dict(metadata: ModelMetadata) -> dict[str, Any]:
