@@ -93,8 +93,15 @@ class ImportanceMatrix:
         return most // self.chunk_size if self.chunk_size else 0
 
 
-def write_imatrix(path: str | os.PathLike[str], matrix: ImportanceMatrix) -> None:
+def write_imatrix(
+    path: str | os.PathLike[str], matrix: ImportanceMatrix, *, temporary: str | os.PathLike[str] | None = None
+) -> None:
     """Write a file as llama-imatrix does; it is there as a whole or not at all.
+
+    Parameters
+    ----------
+    temporary
+        Its name while it is written, in the same folder; None: a name of its own.
 
     Raises
     ------
@@ -108,7 +115,7 @@ def write_imatrix(path: str | os.PathLike[str], matrix: ImportanceMatrix) -> Non
         count = len(entry.counts)
         tensors.append((name + _SUMS, entry.sums.reshape(count, -1).astype("<f4")))
         tensors.append((name + _COUNTS, entry.counts.reshape(count, 1).astype("<f4")))
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    part = Path(temporary) if temporary else target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as file:
             file.write(_header(matrix, tensors))
@@ -202,26 +209,9 @@ def _read_gguf(name: str) -> ImportanceMatrix:
         # llama.cpp rounds the counts, too
         entries[weight] = Entry(sums.reshape(counts.size, -1).astype(np.float64), np.rint(counts).astype(np.int64))
     extra = {key: value for key, value in values.items() if isinstance(value, str) and not key.startswith("general.")}
-    datasets = _string_array(data, _DATASETS)
+    datasets = tuple(str(text) for text in metadata.array(_DATASETS))
     chunk_count, chunk_size = int(values[_CHUNK_COUNT]), int(values[_CHUNK_SIZE])
     return ImportanceMatrix(entries, datasets, chunk_count, chunk_size, extra=extra)
-
-
-def _string_array(data: bytes, key: str) -> tuple[str, ...]:
-    """Return an array of strings from a header that `read_metadata` has accepted (it keeps no strings of arrays)."""
-    mark = _text(key) + struct.pack("<II", _ARRAY, _STRING)
-    at = data.find(mark)
-    if at < 0:
-        return ()
-    at += len(mark)
-    (count,) = struct.unpack_from("<Q", data, at)
-    at += 8
-    strings = []
-    for _ in range(count):
-        (length,) = struct.unpack_from("<Q", data, at)
-        strings.append(data[at + 8 : at + 8 + length].decode("utf-8", "replace"))
-        at += 8 + length
-    return tuple(strings)
 
 
 def _read_legacy(name: str) -> ImportanceMatrix:
