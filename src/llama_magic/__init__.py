@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from llama_magic.api.model import Chat, Model, download, inspect, load
+    from llama_magic.api.saved import SavedConversation, SavedConversations, saved_conversations
     from llama_magic.api.session import Session, current_session
     from llama_magic.api.stream import GenerationStream
     from llama_magic.errors import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         NativeError,
         OutOfMemoryError,
+        SavedStateError,
         SchemaError,
     )
     from llama_magic.inference.conversation import Conversation
@@ -55,12 +57,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "llama_magic.api.model": "Chat Model download inspect load",
+    "llama_magic.api.saved": "SavedConversation SavedConversations saved_conversations",
     "llama_magic.api.session": "Session current_session",
     "llama_magic.api.stream": "GenerationStream",
     "llama_magic.errors": (
         "ChatTemplateError ContextFullError ConversationError DownloadError EngineCrashed EngineError "
         "EngineProtocolError GenerationInterrupted GrammarError InvalidModelError InvalidRequestError JobInterrupted "
-        "LlamaMagicError MissingDependencyError ModelError ModelNotFoundError NativeError OutOfMemoryError SchemaError"
+        "LlamaMagicError MissingDependencyError ModelError ModelNotFoundError NativeError OutOfMemoryError "
+        "SavedStateError SchemaError"
     ),
     "llama_magic.inference.conversation": "Conversation",
     "llama_magic.inference.params": "SamplingParams",
@@ -103,6 +107,9 @@ __all__ = [
     "Receipt",
     "Sample",
     "SamplingParams",
+    "SavedConversation",
+    "SavedConversations",
+    "SavedStateError",
     "SchemaError",
     "Session",
     "TensorInfo",
@@ -113,6 +120,7 @@ __all__ = [
     "download",
     "inspect",
     "load",
+    "saved_conversations",
 ]
 
 

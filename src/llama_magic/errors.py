@@ -19,6 +19,7 @@
     │   └── EngineProtocolError               the two processes disagree (a bug)
     ├── ConversationError (LookupError)       no such conversation or turn
     ├── MissingDependencyError (ImportError)  an optional package is not installed
+    ├── SavedStateError (ValueError)          a saved conversation is damaged, foreign or out of date
     └── GenerationInterrupted (KeyboardInterrupt)  the user stopped it; holds what was made
         └── JobInterrupted                the same for long work that is no generation
 
@@ -52,6 +53,7 @@ __all__ = [
     "OutOfMemoryError",
     "SchemaError",
 ]
+    "SavedStateError",
 
 
 class LlamaMagicError(Exception):
@@ -181,6 +183,10 @@ class GenerationInterrupted(LlamaMagicError, KeyboardInterrupt):  # noqa: N818
     """The user stopped a generation.
 
     It is a `KeyboardInterrupt`, so that "Run All" stops, and it keeps what was made so far.
+
+class SavedStateError(LlamaMagicError, ValueError):
+    """A saved conversation is damaged, or was made with another model, llama.cpp or cache."""
+
 
     Parameters
     ----------

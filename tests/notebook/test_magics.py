@@ -338,7 +338,8 @@ def test_save_and_restore(shell: Any, client: FakeClient) -> None:
     assert users() == ["hi again"]
     assert "no such file" in shell.error("%llama restore nowhere.json")
     assert "no saved conversation" in shell.error("%llama restore mine.md")
-    assert ".json (to restore) or .md" in shell.error("%llama save chat.txt")
+    assert ".json (to restore) or .md" in shell.error("%llama save ./chat.txt")
+    assert "no name for a saved conversation" in shell.error("%llama save chat.txt")
 
 
 # models and defaults
@@ -423,7 +424,7 @@ def test_config_magic_sets_the_defaults(shell: Any, client: FakeClient, capsys: 
         ("%llama retry", "there is no conversation yet"),
         ("%llama history", "there is no conversation yet"),
         ("%llama undo x", "undo takes the number of turns"),
-        ("%llama save", "save needs a file"),
+        ("%llama save", "save needs a name"),
         ("%llama help nothing-like-it", "no help on"),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
+from llama_magic.api.saved import SavedConversation, load_saved, put_state, save_state
 from llama_magic.api.schema import Schema, load_schema
 from llama_magic.api.session import Generation
 from llama_magic.api.stream import GenerationStream
@@ -183,6 +184,28 @@ class Model:
         """Return a conversation, whose earlier turns stay warm in the cache."""
         return Chat(self, Conversation("chat", system))
 
+    def restore(
+        self, name: str | Path, *, text_only: bool = False, progress: Callable[[Progress], None] | None = None
+    ) -> Chat:
+        """Go on with a conversation that `Chat.save` kept, without processing again what its cache held.
+
+        Parameters
+        ----------
+        name
+            A name, or a path that ends in ``.chat``.
+        text_only
+            Take the text alone; the model then reads it again.
+
+        Raises
+        ------
+        SavedStateError
+            The file is damaged, or was made with another model, llama.cpp or cache.
+        """
+        conversation, _, path = load_saved(name)
+        if not text_only:
+            put_state(self._client, self.spec, conversation, path, progress=progress)
+        return Chat(self, conversation)
+
     def tokenize(self, text: str, *, add_special: bool = False, special: bool = True) -> list[int]:
         """Return the token ids of a text.
 
@@ -270,6 +293,30 @@ class Chat:
     def generate(self, text: str, params: SamplingParams | None = None, **sampling: Any) -> Completion:
         """Say something and return the answer."""
         return self.stream(text, params, **sampling).collect()
+
+    def save(
+        self, name: str | Path, *, force: bool = False, progress: Callable[[Progress], None] | None = None
+    ) -> SavedConversation:
+        """Keep the conversation on disk with the state of its cache, for `Model.restore`.
+
+        What was saved under the name before is replaced. A system prompt alone can be saved too: it is
+        processed once, and conversations restored from it begin there.
+
+        Parameters
+        ----------
+        name
+            A name, or a path that ends in ``.chat``.
+        force
+            Overwrite a file that is no saved conversation.
+        """
+        return save_state(
+            self._model._client,  # noqa: SLF001
+            self._model.spec,
+            self.conversation,
+            name,
+            force=force,
+            progress=progress,
+        )
 
     def forget(self) -> None:
         """Drop the conversation's cache; its turns stay."""

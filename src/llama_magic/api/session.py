@@ -20,7 +20,7 @@ from llama_magic.engine.protocol import (
     StatusRequest,
     UnloadRequest,
 )
-from llama_magic.errors import ConversationError, InvalidRequestError
+from llama_magic.errors import ConversationError, InvalidRequestError, SavedStateError
 from llama_magic.inference.conversation import Conversation, Turn
 from llama_magic.inference.params import SamplingParams
 from llama_magic.inference.results import Completion, Message
@@ -28,7 +28,11 @@ from llama_magic.models.options import LoadOptions, ModelInfo, ModelSpec
 from llama_magic.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llama_magic.api.saved import SavedConversation
     from llama_magic.engine.client import Client
+    from llama_magic.inference.saved import SavedHeader
 
 __all__ = ["Ask", "Generation", "Session", "current_session", "set_session"]
 
@@ -66,6 +70,7 @@ class Session:
         self.conversations: dict[str, Conversation] = {}
         self.chat = DEFAULT_CHAT
         self.last_chat = DEFAULT_CHAT
+        self._specs: dict[str, ModelSpec] = {}  # by conversation key: the model whose cache holds it
 
     # models
 
@@ -180,6 +185,7 @@ class Session:
 
         def record(completion: Completion) -> tuple[str, ...]:
             self.conversations[name] = conversation
+            self._specs[conversation.key] = spec
             self.last_chat = name
             conversation.system = system
             notes: list[str] = []
@@ -260,6 +266,82 @@ class Session:
         self.conversations[conversation.name] = conversation
         self.chat = self.last_chat = conversation.name
         return conversation
+
+    # conversations on disk
+
+    def save(
+        self,
+        name: str | Path,
+        conversation: str | None = None,
+        *,
+        force: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> SavedConversation:
+        """Keep a conversation (the one used last when None) with the state of its cache, see `saved.save_state`."""
+        from llama_magic.api.saved import save_state
+
+        found = self.conversation(conversation)
+        spec = self._specs.get(found.key) or self.spec()
+        saved = save_state(_client(), spec, found, name, force=force, progress=on_progress)
+        self._specs[found.key] = spec
+        return saved
+
+    def restore(
+        self,
+        name: str | Path,
+        *,
+        text_only: bool = False,
+        force: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Conversation:
+        """Go on with a saved conversation, without processing again what its cache held.
+
+        The current model must be the one it was saved with; where none is loaded yet, that one is.
+
+        Parameters
+        ----------
+        text_only
+            Take the text alone; the model then reads it again.
+
+        Raises
+        ------
+        SavedStateError
+            The file is damaged, or was made with another model, llama.cpp or cache.
+        """
+        from llama_magic.api.saved import load_saved, put_state
+
+        conversation, header, path = load_saved(name)
+        if not text_only:
+            before = self._current, self.info
+            try:
+                if self._current is None:
+                    self._load_for(header, force, on_progress)
+                spec = self.spec()
+                put_state(_client(), spec, conversation, path, force=force, progress=on_progress)
+            except BaseException:
+                self._current, self.info = before
+                raise
+            self._specs[conversation.key] = spec
+        return self.add(conversation)
+
+    def _load_for(self, header: SavedHeader, force: bool, on_progress: Callable[[Progress], None] | None) -> None:
+        """Load the model that a conversation was saved with. A file may name any: nothing is downloaded for it."""
+        from pathlib import Path
+
+        from llama_magic.api.saved import loading_of
+        from llama_magic.models.resolve import resolve
+
+        if Path(header.path).is_file():
+            path = header.path
+        elif header.ref == DEFAULT_MODEL or Path(header.ref).expanduser().is_file():
+            path = str(resolve(header.ref))
+        else:
+            raise SavedStateError(
+                f"the model it was saved with is not here: %llama load {header.ref}, and restore again. "
+                "--text-only takes its text"
+            )
+        self._current = path, header.ref, loading_of(header)
+        self.info = _client().request(LoadRequest(self.spec(), force), on_progress=on_progress)
 
 
 def _messages(system: str | None, text: str | None) -> tuple[Message, ...]:

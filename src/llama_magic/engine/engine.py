@@ -25,15 +25,19 @@ from llama_magic.engine.protocol import (
     Log,
     Progress,
     Request,
+    RestoreStateRequest,
+    SaveStateRequest,
     StatusRequest,
     TokenizeRequest,
     UnloadRequest,
 )
+from llama_magic.engine.saving import restore_state, save_state
 from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError, OutOfMemoryError
 from llama_magic.inference.loop import Emit, Generation
 from llama_magic.inference.pacing import Pacer
 from llama_magic.inference.results import Completion, Receipt
 from llama_magic.inference.runtime import ModelRuntime
+from llama_magic.inference.saved import SavedHeader
 from llama_magic.models.gguf import ModelMetadata, read_metadata
 from llama_magic.models.memory import MemoryNeed, default_n_ctx, estimate
 from llama_magic.models.options import CACHE_TYPES, FLASH_ATTENTION, LoadOptions, ModelInfo, ModelSpec
@@ -78,6 +82,8 @@ class Engine:
             DetokenizeRequest: self._handle_detokenize,
             EmbedRequest: self._handle_embed,
             ForgetRequest: self._handle_forget,
+            SaveStateRequest: self._handle_save_state,
+            RestoreStateRequest: self._handle_restore_state,
             StatusRequest: self._handle_status,
         }
 
@@ -293,6 +299,14 @@ class Engine:
     def _handle_forget(self, request: ForgetRequest) -> None:
         for loaded in self._loaded.values():
             loaded.runtime.forget(request.conversation)
+
+    def _handle_save_state(self, request: SaveStateRequest) -> SavedHeader:
+        loaded = self._get(request.spec, force=request.force)[0]
+        return save_state(request, loaded.runtime, loaded.info, loaded.hash, self.emit, self._cancel.is_set)
+
+    def _handle_restore_state(self, request: RestoreStateRequest) -> SavedHeader:
+        loaded = self._get(request.spec, force=request.force)[0]
+        return restore_state(request, loaded.runtime, loaded.hash, self.emit, self._cancel.is_set)
 
 
 def _receipt(request: GenerateRequest, completion: Completion, loaded: _Loaded, seed: int, template: str) -> Receipt:

@@ -29,7 +29,9 @@ __all__ = [
     "Log",
     "Progress",
     "Request",
+    "RestoreStateRequest",
     "Result",
+    "SaveStateRequest",
     "StatusRequest",
     "TokenizeRequest",
     "UnloadRequest",
@@ -114,6 +116,46 @@ class ForgetRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveStateRequest:
+    """Write a conversation with the state of its cache; the result is a `SavedHeader`.
+
+    What the cache does not hold of it is processed first.
+
+    Attributes
+    ----------
+    spec, force
+        The model, and whether to skip the memory check, should it have to be loaded.
+    conversation
+        Key of the cache.
+    messages
+        The conversation so far.
+    name, turns, text
+        What goes into the file: its name, the number of turns, all of it as JSON.
+    path
+        An empty file that is there; the kernel gives it its final name.
+    """
+
+    spec: ModelSpec
+    conversation: str
+    messages: tuple[Message, ...]
+    name: str
+    turns: int
+    text: bytes
+    path: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStateRequest:
+    """Put the state that `SaveStateRequest` wrote into a conversation's cache; the result is its `SavedHeader`."""
+
+    spec: ModelSpec
+    conversation: str
+    path: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StatusRequest:
     """Ask what is loaded; the result is a tuple of `ModelInfo`, the most recently used last."""
 
@@ -156,6 +198,8 @@ Request: TypeAlias = (
     | DetokenizeRequest
     | EmbedRequest
     | ForgetRequest
+    | SaveStateRequest
+    | RestoreStateRequest
     | StatusRequest
 )
 Event: TypeAlias = Progress | Log | Chunk | Result | Error

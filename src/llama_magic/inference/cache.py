@@ -13,11 +13,15 @@ __all__ = ["ConversationCache", "Plan", "Slot", "SoloCache"]
 
 @dataclass(slots=True)
 class Slot:
-    """One sequence of a context and the tokens it holds."""
+    """One sequence of a context and the tokens it holds.
+
+    It can be cut back to no fewer than `floor` tokens: a restored state lacks what a sliding window had left behind.
+    """
 
     seq: int
     tokens: list[int] = field(default_factory=list)
     used: int = 0
+    floor: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +114,37 @@ class ConversationCache:
         keep, rest = self._match(slot.tokens, tokens)
         keep, rest = (keep, rest) if len(rest) else (keep - 1, [slot.tokens[keep - 1]])
         wanted = slot.tokens[:keep] + rest
-        if keep < len(slot.tokens) and not self.context.cut(slot.seq, keep):
+        if keep < len(slot.tokens) and (keep < slot.floor or not self.context.cut(slot.seq, keep)):
             self.context.drop(slot.seq)
-            keep = 0
+            keep = slot.floor = 0
         del slot.tokens[keep:]
         return Plan(slot, wanted, keep)
+
+    def held(self, key: str, tokens: Sequence[int]) -> tuple[int, int]:
+        """Return how many tokens of a prompt's beginning the cache holds for a conversation, and how many are left."""
+        slot = self.slots.get(key)
+        if slot is None:
+            return 0, len(tokens)
+        kept, rest = self._match(slot.tokens, tokens)
+        return kept, len(rest)
+
+    def put(self, key: str, tokens: Sequence[int], state: memoryview) -> bool:
+        """Let a conversation begin with a state that was saved; False where llama.cpp does not take it."""
+        self.forget(key)
+        slot = self._new_slot(key, ())
+        while not self.context.put_state(slot.seq, state):
+            # Too little room is one reason of several, and no number says which it was.
+            taken = sum(len(other.tokens) for other in self.slots.values())
+            if taken + len(tokens) <= self.context.n_ctx or not self.evict(key):
+                self.forget(key)
+                return False
+        if self.context.last_position(slot.seq) != len(tokens) - 1:
+            self.forget(key)
+            return False
+        self._clock += 1
+        slot.tokens, slot.used = list(tokens), self._clock
+        slot.floor = len(tokens) if self._model.n_swa else 0
+        return True
 
     def _new_slot(self, key: str, tokens: Sequence[int]) -> Slot:
         taken = {slot.seq for slot in self.slots.values()}
@@ -126,9 +156,9 @@ class ConversationCache:
         donor = max(self.slots.values(), key=lambda other: _common(other.tokens, tokens), default=None)
         if donor is not None and not self._model.is_recurrent:
             shared = _common(donor.tokens, tokens)
-            if shared:
+            if shared and shared >= donor.floor:
                 self.context.share(donor.seq, slot.seq, shared)
-                slot.tokens = donor.tokens[:shared]
+                slot.tokens, slot.floor = donor.tokens[:shared], donor.floor
         self.slots[key] = slot
         return slot
 

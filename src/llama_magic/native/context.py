@@ -283,7 +283,7 @@ class NativeContext:
         written = lib.llama_state_seq_get_data(self.handle, _pointer(data, ctypes.c_uint8), data.size, seq)
         if written != data.size:
             raise NativeError(f"llama.cpp gave {written:,} of {data.size:,} bytes of the cache's state")
-        return memoryview(data)
+        return data.data
 
     def put_state(self, seq: int, state: memoryview) -> bool:
         """Fill a sequence with what `state` gave; False where it does not fit, and the sequence is empty then."""

@@ -149,6 +149,11 @@ class NativeModel:
         return bool(lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle))
 
     @property
+    def n_swa(self) -> int:
+        """Tokens that a sliding window of attention sees; 0 for a model that sees all."""
+        return int(lib.llama_model_n_swa(self.handle))
+
+    @property
     def has_decoder(self) -> bool:
         """False for encoder-only models, which embed but do not generate."""
         return bool(lib.llama_model_has_decoder(self.handle))

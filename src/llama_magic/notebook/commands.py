@@ -11,7 +11,6 @@ from typing import Any
 
 from traitlets import TraitError
 
-from llama_magic.api.files import read_conversation, write_conversation
 from llama_magic.api.session import Session
 from llama_magic.errors import InvalidRequestError
 from llama_magic.inference.conversation import Conversation
@@ -23,7 +22,7 @@ from llama_magic.notebook.parsers import Arguments
 from llama_magic.progress import Report
 from llama_magic.suggest import did_you_mean
 
-__all__ = ["Context"]
+__all__ = ["Context", "turns_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ def chat(context: Context, arguments: Arguments) -> str:
         return _list(session)
     conversation, kept = session.switch(arguments.word)
     note = f"; the line you left is branch '{kept}'" if kept else ""
-    return f"-cnv now continues '{conversation.name}' ({_turns(len(conversation))}{note})."
+    return f"-cnv now continues '{conversation.name}' ({turns_of(len(conversation))}{note})."
 
 
 def _list(session: Session) -> str:
@@ -80,8 +79,8 @@ def _list(session: Session) -> str:
     lines = []
     for name, conversation in session.conversations.items():
         mark = "*" if name == session.chat else " "
-        lines.append(f"{mark} {name}: {_turns(len(conversation))}{_first(conversation)}")
-        lines += [f"    {name}/{branch}: {_turns(len(turns))}" for branch, turns in conversation.branches.items()]
+        lines.append(f"{mark} {name}: {turns_of(len(conversation))}{_first(conversation)}")
+        lines += [f"    {name}/{branch}: {turns_of(len(turns))}" for branch, turns in conversation.branches.items()]
     return "\n".join([*lines, "* is what -cnv continues; %llama chat NAME switches."])
 
 
@@ -100,25 +99,7 @@ def undo(context: Context, arguments: Arguments) -> str:
     conversation = context.session.conversation(arguments.get("chat") or None)
     removed = conversation.undo(int(word))
     asked = "\n".join(f"  {_clip(turn.user)}" for turn in removed)
-    return f"Removed {_turns(len(removed))} from '{conversation.name}', {len(conversation)} left:\n{asked}"
-
-
-def save(context: Context, arguments: Arguments) -> str:
-    """``%llama save FILE [NAME]``."""
-    if arguments.word is None:
-        raise InvalidRequestError("save needs a file: %llama save chat.json (to restore it) or chat.md (to read it)")
-    path = Path(arguments.word).expanduser()
-    conversation = context.session.conversation(arguments.words[1] if len(arguments.words) > 1 else None)
-    write_conversation(conversation, path, force=arguments.get("force", False))
-    return f"Saved '{conversation.name}' ({_turns(len(conversation))}) to {path}."
-
-
-def restore(context: Context, arguments: Arguments) -> str:
-    """``%llama restore FILE``."""
-    if arguments.word is None:
-        raise InvalidRequestError("restore needs a file that %llama save wrote: %llama restore chat.json")
-    conversation = context.session.add(read_conversation(Path(arguments.word).expanduser()))
-    return f"Restored '{conversation.name}' ({_turns(len(conversation))}); -cnv continues it."
+    return f"Removed {turns_of(len(removed))} from '{conversation.name}', {len(conversation)} left:\n{asked}"
 
 
 def config(context: Context, arguments: Arguments) -> str:
@@ -189,7 +170,8 @@ def version(context: Context, _arguments: Arguments) -> str:
     )
 
 
-def _turns(count: int) -> str:
+def turns_of(count: int) -> str:
+    """Return ``"1 turn"``, ``"2 turns"``."""
     return f"{count} turn{'' if count == 1 else 's'}"
 
 

@@ -95,6 +95,10 @@ def _offer(what: str | tuple[str, ...], word: str, namespace: Iterable[str]) -> 
         from llama_magic.api.session import current_session
 
         conversations = current_session().conversations
+    if what == "saved":
+        from llama_magic.api.saved import saved_conversations
+
+        return [*_starting(word, [row.name for row in saved_conversations()]), *_files(word)]
         branches = [f"{name}/{branch}" for name, c in conversations.items() for branch in c.branches]
         return _starting(word, [*conversations, *(branches if what == "branch" else [])])
     if what == "variable":

@@ -68,7 +68,7 @@ class Flag:
     repeat
         May be given several times; the values are collected.
     complete
-        What tab completion offers: "file", "model", "chat", "branch", "variable", or the words themselves.
+        What tab completion offers: "file", "model", "chat", "branch", "saved", "variable", or the words themselves.
     """
 
     names: tuple[str, ...]

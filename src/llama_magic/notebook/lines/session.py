@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from llama_magic.notebook.flags import own_flag, own_switch
 from llama_magic.notebook.parsers import Parser
 
 __all__ = ["PARSERS"]
 
 _HERE = "llama_magic.notebook.commands"
+_SAVED = "llama_magic.notebook.actions.saved"
 
 # fmt: off
 PARSERS: tuple[Parser, ...] = (
@@ -28,12 +30,24 @@ PARSERS: tuple[Parser, ...] = (
            run=f"{_HERE}:undo"),
     Parser("retry", "retry [NAME] [flags]", "answer the last turn again with another seed; the old one is kept",
            ("sampling", "output"), words=1, complete="chat", examples=("%llama retry --temp 1.2",)),
-    Parser("save", "save FILE.json|FILE.md [NAME] [--force]", "write a conversation to a file", only=("force",),
-           words=2, complete="file",
-           run=f"{_HERE}:save"),
-    Parser("restore", "restore FILE.json", "read a saved conversation and go on with it",
-           words=1, complete="file",
-           run=f"{_HERE}:restore"),
+    Parser("save", "save NAME|FILE [CONVERSATION] [--force] | --delete NAME",
+           "keep a conversation, with what the model has read of it (FILE.json, FILE.md: the text)",
+           words=2, complete="saved",
+           own=(
+               own_flag("--delete", "delete", "NAME", str, "delete what was saved under NAME", complete="saved"),
+               own_switch("--force", "force", "overwrite a file that is no saved conversation"),
+           ),
+           examples=("%llama save manual", "%llama save manual poem", "%llama save talk.md",
+                     "%llama save --delete manual"),
+           run=f"{_SAVED}:save"),
+    Parser("restore", "restore [NAME|FILE] [--text-only]", "go on with a saved conversation; without a name: list them",
+           only=("out",), words=1, complete="saved",
+           own=(
+               own_switch("--text-only", "text_only", "take the text, not the state: the model reads it again"),
+               own_switch("--force", "force", "load the model even if it seems not to fit into memory"),
+           ),
+           examples=("%llama restore", "%llama restore manual", "%llama restore talk.json"),
+           run=f"{_SAVED}:restore"),
     Parser("config", "config [flags] [name=value …] [reset]", "show or set the defaults",
            ("loading", "sampling"), only=("ref", "system", "format", "stream"), words=99,
            examples=("%llama config --temp 0.2 -n 256", "%llama config reset"),
