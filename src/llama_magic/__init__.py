@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llama_magic.api.saved import SavedConversation, SavedConversations, saved_conversations
     from llama_magic.api.session import Session, current_session
     from llama_magic.api.stream import GenerationStream
+    from llama_magic.api.tensors import microscope, tensor_errors
     from llama_magic.errors import (
         ChatTemplateError,
         ContextFullError,
@@ -60,6 +61,7 @@ _HOMES = {
     "llama_magic.api.saved": "SavedConversation SavedConversations saved_conversations",
     "llama_magic.api.session": "Session current_session",
     "llama_magic.api.stream": "GenerationStream",
+    "llama_magic.api.tensors": "microscope tensor_errors",
     "llama_magic.errors": (
         "ChatTemplateError ContextFullError ConversationError DownloadError EngineCrashed EngineError "
         "EngineProtocolError GenerationInterrupted GrammarError InvalidModelError InvalidRequestError JobInterrupted "
@@ -120,7 +122,9 @@ __all__ = [
     "download",
     "inspect",
     "load",
+    "microscope",
     "saved_conversations",
+    "tensor_errors",
 ]
 
 

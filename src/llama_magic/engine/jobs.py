@@ -19,7 +19,10 @@ from llama_magic.progress import Report
 __all__ = ["RUNNERS", "run_job", "runner_of", "set_job_client"]
 
 #: The function that does each kind of job, by the name of the request's class. It is imported in the worker only.
-RUNNERS: dict[str, str] = {}
+RUNNERS: dict[str, str] = {
+    "MicroscopeRequest": "llama_magic.quantization.looking:run",
+    "TensorErrorsRequest": "llama_magic.quantization.comparing:run",
+}
 
 _make_client: Callable[[], Client] = EngineClient
 

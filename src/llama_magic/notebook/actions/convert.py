@@ -1,0 +1,34 @@
+"""Subcommands that convert checkpoints, and look at what quantizing does to single tensors."""
+
+from __future__ import annotations
+
+from llama_magic.api import tensors
+from llama_magic.errors import InvalidRequestError
+from llama_magic.notebook.commands import Context
+from llama_magic.notebook.parsers import Arguments
+
+
+def microscope(context: Context, arguments: Arguments) -> object:
+    """``%llama microscope MODEL TENSOR TYPE``."""
+    if len(arguments.words) < 3:
+        raise InvalidRequestError(
+            "microscope needs a model, a tensor and a type: %llama microscope smollm2 blk.0.ffn_down.weight Q4_K"
+        )
+    ref, tensor, ftype = arguments.words
+    return tensors.microscope(
+        ref,
+        tensor,
+        ftype,
+        block=arguments.get("block", 0),
+        imatrix=arguments.get("imatrix"),
+        n_threads=arguments.get("threads"),
+        progress=context.on_progress,
+    )
+
+
+def tensor_errors(context: Context, arguments: Arguments) -> object:
+    """``%llama errors QUANTIZED SOURCE``."""
+    if len(arguments.words) < 2:
+        raise InvalidRequestError("errors needs two models: %llama errors QUANTIZED.gguf SOURCE.gguf")
+    quantized, source = arguments.words
+    return tensors.tensor_errors(quantized, source, n_threads=arguments.get("threads"), progress=context.on_progress)
