@@ -14,7 +14,10 @@ from llama_magic._version import __version__
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from llama_magic.api.fit import fit
+    from llama_magic.api.imatrix import imatrix
     from llama_magic.api.model import Chat, Model, download, inspect, load
+    from llama_magic.api.quantize import ftypes, plan, quantize
     from llama_magic.api.saved import SavedConversation, SavedConversations, saved_conversations
     from llama_magic.api.session import Session, current_session
     from llama_magic.api.stream import GenerationStream
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
         ChatTemplateError,
         ContextFullError,
         ConversationError,
+        DiskFullError,
         DownloadError,
         EngineCrashed,
         EngineError,
@@ -54,25 +58,42 @@ if TYPE_CHECKING:
         TokenLogprob,
     )
     from llama_magic.models.gguf import ModelMetadata, TensorInfo
+    from llama_magic.models.fit import DeviceFit, FitReport, QuantizationFit
     from llama_magic.models.options import LoadOptions, ModelInfo
+    from llama_magic.quantization.ftypes import Ftype, FtypeTable
+    from llama_magic.quantization.imatrix import ImatrixResult
+    from llama_magic.quantization.results import (
+        QuantizePlan,
+        QuantizePlans,
+        QuantizeResult,
+        QuantizeResults,
+        TensorChoice,
+    )
 
 _HOMES = {
+    "llama_magic.api.fit": "fit",
+    "llama_magic.api.imatrix": "imatrix",
     "llama_magic.api.model": "Chat Model download inspect load",
+    "llama_magic.api.quantize": "ftypes plan quantize",
     "llama_magic.api.saved": "SavedConversation SavedConversations saved_conversations",
     "llama_magic.api.session": "Session current_session",
     "llama_magic.api.stream": "GenerationStream",
     "llama_magic.api.tensors": "microscope tensor_errors",
     "llama_magic.errors": (
-        "ChatTemplateError ContextFullError ConversationError DownloadError EngineCrashed EngineError "
-        "EngineProtocolError GenerationInterrupted GrammarError InvalidModelError InvalidRequestError JobInterrupted "
-        "LlamaMagicError MissingDependencyError ModelError ModelNotFoundError NativeError OutOfMemoryError "
-        "SavedStateError SchemaError"
+        "ChatTemplateError ContextFullError ConversationError DiskFullError DownloadError EngineCrashed "
+        "EngineError EngineProtocolError GenerationInterrupted GrammarError InvalidModelError InvalidRequestError "
+        "JobInterrupted LlamaMagicError MissingDependencyError ModelError ModelNotFoundError NativeError "
+        "OutOfMemoryError SavedStateError SchemaError"
     ),
     "llama_magic.inference.conversation": "Conversation",
     "llama_magic.inference.params": "SamplingParams",
     "llama_magic.inference.results": "Candidate Chunk Completion Message Receipt Sample Timings TokenLogprob",
     "llama_magic.models.gguf": "ModelMetadata TensorInfo",
+    "llama_magic.models.fit": "DeviceFit FitReport QuantizationFit",
     "llama_magic.models.options": "LoadOptions ModelInfo",
+    "llama_magic.quantization.ftypes": "Ftype FtypeTable",
+    "llama_magic.quantization.imatrix": "ImatrixResult",
+    "llama_magic.quantization.results": "QuantizePlan QuantizePlans QuantizeResult QuantizeResults TensorChoice",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -85,13 +106,19 @@ __all__ = [
     "ContextFullError",
     "Conversation",
     "ConversationError",
+    "DeviceFit",
+    "DiskFullError",
     "DownloadError",
     "EngineCrashed",
     "EngineError",
     "EngineProtocolError",
+    "FitReport",
+    "Ftype",
+    "FtypeTable",
     "GenerationInterrupted",
     "GenerationStream",
     "GrammarError",
+    "ImatrixResult",
     "InvalidModelError",
     "InvalidRequestError",
     "JobInterrupted",
@@ -106,6 +133,11 @@ __all__ = [
     "ModelNotFoundError",
     "NativeError",
     "OutOfMemoryError",
+    "QuantizationFit",
+    "QuantizePlan",
+    "QuantizePlans",
+    "QuantizeResult",
+    "QuantizeResults",
     "Receipt",
     "Sample",
     "SamplingParams",
@@ -114,15 +146,21 @@ __all__ = [
     "SavedStateError",
     "SchemaError",
     "Session",
+    "TensorChoice",
     "TensorInfo",
     "Timings",
     "TokenLogprob",
     "__version__",
     "current_session",
     "download",
+    "fit",
+    "ftypes",
+    "imatrix",
     "inspect",
     "load",
     "microscope",
+    "plan",
+    "quantize",
     "saved_conversations",
     "tensor_errors",
 ]

@@ -13,13 +13,14 @@
     │   ├── OutOfMemoryError (MemoryError)           the model would not fit, or did not
     │   └── DownloadError (OSError)                  the Hub could not give the file
     ├── ContextFullError (ValueError)         the prompt is longer than the context
+    ├── DiskFullError (OSError)               a file does not fit on the disk
     ├── NativeError (RuntimeError)            llama.cpp reported a failure
     ├── EngineError (RuntimeError)
     │   ├── EngineCrashed                     the worker process died
     │   └── EngineProtocolError               the two processes disagree (a bug)
     ├── ConversationError (LookupError)       no such conversation or turn
-    ├── MissingDependencyError (ImportError)  an optional package is not installed
     ├── SavedStateError (ValueError)          a saved conversation is damaged, foreign or out of date
+    ├── MissingDependencyError (ImportError)  an optional package is not installed
     └── GenerationInterrupted (KeyboardInterrupt)  the user stopped it; holds what was made
         └── JobInterrupted                the same for long work that is no generation
 
@@ -36,6 +37,7 @@ __all__ = [
     "ChatTemplateError",
     "ContextFullError",
     "ConversationError",
+    "DiskFullError",
     "DownloadError",
     "EngineCrashed",
     "EngineError",
@@ -51,9 +53,9 @@ __all__ = [
     "ModelNotFoundError",
     "NativeError",
     "OutOfMemoryError",
+    "SavedStateError",
     "SchemaError",
 ]
-    "SavedStateError",
 
 
 class LlamaMagicError(Exception):
@@ -132,6 +134,13 @@ class ContextFullError(LlamaMagicError, ValueError):
         )
 
 
+class DiskFullError(LlamaMagicError, OSError):
+    """A file does not fit on the disk, or the disk became full while it was written."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class NativeError(LlamaMagicError, RuntimeError):
     """llama.cpp reported a failure that has no better name here."""
 
@@ -175,6 +184,10 @@ class ConversationError(LlamaMagicError, LookupError):
         return str(self.args[0]) if self.args else ""
 
 
+class SavedStateError(LlamaMagicError, ValueError):
+    """A saved conversation is damaged, or was made with another model, llama.cpp or cache."""
+
+
 class MissingDependencyError(LlamaMagicError, ImportError):
     """An optional package is needed; the message names the extra to install."""
 
@@ -183,10 +196,6 @@ class GenerationInterrupted(LlamaMagicError, KeyboardInterrupt):  # noqa: N818
     """The user stopped a generation.
 
     It is a `KeyboardInterrupt`, so that "Run All" stops, and it keeps what was made so far.
-
-class SavedStateError(LlamaMagicError, ValueError):
-    """A saved conversation is damaged, or was made with another model, llama.cpp or cache."""
-
 
     Parameters
     ----------

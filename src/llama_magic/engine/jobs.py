@@ -20,8 +20,12 @@ __all__ = ["RUNNERS", "run_job", "runner_of", "set_job_client"]
 
 #: The function that does each kind of job, by the name of the request's class. It is imported in the worker only.
 RUNNERS: dict[str, str] = {
+    "PlanRequest": "llama_magic.quantization.plan:run",
+    "QuantizeRequest": "llama_magic.quantization.quantizing:run",
     "MicroscopeRequest": "llama_magic.quantization.looking:run",
     "TensorErrorsRequest": "llama_magic.quantization.comparing:run",
+    "ImatrixRequest": "llama_magic.quantization.collecting:run",
+    "FitRequest": "llama_magic.engine.fitting:run",
 }
 
 _make_client: Callable[[], Client] = EngineClient

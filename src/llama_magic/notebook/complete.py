@@ -9,6 +9,7 @@ from typing import Any
 
 from llama_magic.notebook.parsers import Parser, flag_of
 from llama_magic.notebook.subcommands import CELL, SUBCOMMANDS
+from llama_magic.quantization.ftypes import FTYPES
 
 __all__ = ["candidates", "install", "uninstall"]
 
@@ -74,7 +75,10 @@ def candidates(text: str, *, cell: bool, namespace: Iterable[str] = ()) -> tuple
         return word, _flags(parser, word)
     if parser.name == "help":
         return word, _starting(word, SUBCOMMANDS)
-    found = _offer(parser.complete, word, namespace)
+    what = parser.complete
+    if what == "model,ftype":  # a model first, then types
+        what = tuple(ftype.name for ftype in FTYPES) if words else "model"
+    found = _offer(what, word, namespace)
     return word, found or ([] if word else _flags(parser, word))
 
 
@@ -91,14 +95,14 @@ def _offer(what: str | tuple[str, ...], word: str, namespace: Iterable[str]) -> 
         from llama_magic.models.resolve import complete_refs
 
         return list(complete_refs(word))
-    if what in {"chat", "branch"}:
-        from llama_magic.api.session import current_session
-
-        conversations = current_session().conversations
     if what == "saved":
         from llama_magic.api.saved import saved_conversations
 
         return [*_starting(word, [row.name for row in saved_conversations()]), *_files(word)]
+    if what in {"chat", "branch"}:
+        from llama_magic.api.session import current_session
+
+        conversations = current_session().conversations
         branches = [f"{name}/{branch}" for name, c in conversations.items() for branch in c.branches]
         return _starting(word, [*conversations, *(branches if what == "branch" else [])])
     if what == "variable":

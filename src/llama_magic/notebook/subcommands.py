@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_magic.notebook.lines import convert, models, session
+from llama_magic.notebook.lines import convert, fit, imatrix, models, quantize, session
 from llama_magic.notebook.parsers import Parser
 
 __all__ = ["CELL", "SUBCOMMANDS"]
@@ -19,4 +19,14 @@ CELL = Parser(
 )  # fmt: skip
 
 #: The subcommands of `%llama`, in the order of the help.
-SUBCOMMANDS: dict[str, Parser] = {parser.name: parser for parser in (*session.PARSERS, *models.PARSERS, *convert.PARSERS)}
+SUBCOMMANDS: dict[str, Parser] = {
+    parser.name: parser
+    for parser in (
+        *session.PARSERS,
+        *models.PARSERS,
+        *fit.PARSERS,
+        *quantize.PARSERS,
+        *imatrix.PARSERS,
+        *convert.PARSERS,
+    )
+}
