@@ -14,9 +14,10 @@ from llama_magic.errors import InvalidRequestError, JobInterrupted
 from llama_magic.native import LogCapture, WorkerTools
 from llama_magic.native.ggml_types import dequantize, quantize
 from llama_magic.progress import Progress
-from llama_magic.quantization.blocks import CODE_BITS, LAYOUTS, LEVELS, unpack
+from llama_magic.quantization.blocks import unpack
 from llama_magic.quantization.comparing import run as compare
 from llama_magic.quantization.error_sums import ErrorHistogram
+from llama_magic.quantization.layouts import CODE_BITS, LAYOUTS, LEVELS
 from llama_magic.quantization.looking import fallback
 from llama_magic.quantization.looking import run as look
 from llama_magic.quantization.microscope import MicroscopeRequest

@@ -12,9 +12,10 @@ from llama_magic.models.metadata import TensorInfo
 from llama_magic.native.ggml_types import Bytes, Floats, TypeTraits, dequantize, needs_matrix, quantize
 from llama_magic.native.tools import WorkerTools
 from llama_magic.progress import Progress
-from llama_magic.quantization.blocks import CODE_BITS, LAYOUTS, LEVELS, unpack
+from llama_magic.quantization.blocks import unpack
 from llama_magic.quantization.error_sums import ErrorHistogram, ErrorSums
 from llama_magic.quantization.imatrix_file import read_imatrix
+from llama_magic.quantization.layouts import CODE_BITS, LAYOUTS, LEVELS
 from llama_magic.quantization.microscope import BlockField, BlockGroup, Microscope, MicroscopeRequest
 from llama_magic.quantization.tensor_file import CHUNK_WEIGHTS, TensorFile, map_ahead, row_pieces, traits_of
 
