@@ -180,8 +180,8 @@ class Hub:
 
     @property
     def ranges(self) -> list[str]:
-        """The ranges that were asked for, in order."""
-        return [request.range for request in self.requests if request.range is not None]
+        """The ranges that were asked for, in order; where the Hub redirects, only as the storage got them."""
+        return [request.range for request in self.requests if request.range is not None and request.status != 302]
 
     @property
     def leaks(self) -> list[Request]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llama_magic.errors import DownloadError, ModelNotFoundError
-from llama_magic.models.hub import choose_file
+from llama_magic.models.references import choose_file
 from llama_magic.models.resolve import HubReference, complete_refs, is_model_ref, parse_hub, resolve
 
 FILES = [
