@@ -113,9 +113,10 @@ def restore_state(
         if any(not 0 <= token < runtime.model.n_vocab for token in held.tokens):
             raise _refused(path, "it holds tokens that this model does not have")
         runtime.log.clear()
-        if not held.tokens or not cache.put(request.conversation, held.tokens, held.state):
-            said = "; ".join(runtime.log.errors()) or "its state does not belong to its tokens"
-            raise _refused(path, f"llama.cpp does not take it: {said}")
+        why = cache.put(request.conversation, held.tokens, held.state)
+        if why:
+            said = "; ".join(runtime.log.errors())
+            raise _refused(path, f"{why} ({said})" if said and why.startswith("llama.cpp") else why)
     return header
 
 
@@ -145,7 +146,7 @@ def _made_with(cache: ConversationCache, file_hash: FileHash, options: LoadOptio
         raise InvalidRequestError(f"the model's file can not be read to know it again: {model}")
     names = {number: name for name, number in FLASH_ATTENTION.items()}
     types = {number: name for name, number in CACHE_TYPES.items()}
-    found = {
+    found: dict[str, Any] = {
         "model": model,
         "llama_cpp": library_info().commit,
         "state": state_version(),

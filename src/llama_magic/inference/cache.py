@@ -128,8 +128,8 @@ class ConversationCache:
         kept, rest = self._match(slot.tokens, tokens)
         return kept, len(rest)
 
-    def put(self, key: str, tokens: Sequence[int], state: memoryview) -> bool:
-        """Let a conversation begin with a state that was saved; False where llama.cpp does not take it."""
+    def put(self, key: str, tokens: Sequence[int], state: memoryview) -> str:
+        """Let a conversation begin with a state that was saved; return why that can not be, empty where it can."""
         self.forget(key)
         slot = self._new_slot(key, ())
         while not self.context.put_state(slot.seq, state):
@@ -137,14 +137,14 @@ class ConversationCache:
             taken = sum(len(other.tokens) for other in self.slots.values())
             if taken + len(tokens) <= self.context.n_ctx or not self.evict(key):
                 self.forget(key)
-                return False
+                return "llama.cpp does not take it"
         if self.context.last_position(slot.seq) != len(tokens) - 1:
             self.forget(key)
-            return False
+            return "its state does not belong to its tokens"
         self._clock += 1
         slot.tokens, slot.used = list(tokens), self._clock
         slot.floor = len(tokens) if self._model.n_swa else 0
-        return True
+        return ""
 
     def _new_slot(self, key: str, tokens: Sequence[int]) -> Slot:
         taken = {slot.seq for slot in self.slots.values()}
