@@ -22,7 +22,7 @@ from llama_magic.errors import InvalidRequestError
 from llama_magic.models.loading import context_settings
 from llama_magic.native import Aborted, NativeContext, NativeModel
 from llama_magic.native.imatrix import ActivationSums
-from llama_magic.quantization.imatrix import ImatrixRequest
+from llama_magic.quantization.imatrix import LEAST_CTX, ImatrixRequest
 from llama_magic.quantization.imatrix_file import Entry
 from llama_magic.quantization.imatrix_state import Likelihood
 
@@ -200,8 +200,9 @@ def _tokens(model: NativeModel, text: str, request: ImatrixRequest, n_ctx: int) 
             )
         tokens = tokens[request.from_chunk * n_ctx :]
     if found < 2 * n_ctx:
+        shorter = f", or shorter chunks (-c {found // 2})" if found // 2 >= LEAST_CTX else ""
         raise InvalidRequestError(
             f"the text has only {found:,} tokens; chunks of {n_ctx:,} need {2 * n_ctx:,} or more. "
-            f"What helps: a longer text, or shorter chunks (-c {max(32, found // 2)})."
+            f"What helps: a longer text{shorter}."
         )
     return np.array(tokens, np.int32)

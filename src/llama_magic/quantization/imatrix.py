@@ -15,6 +15,7 @@ from llama_magic.units import format_bytes, format_seconds
 __all__ = [
     "CALIBRATION",
     "CALIBRATION_NAME",
+    "LEAST_CTX",
     "ImatrixRequest",
     "ImatrixResult",
     "ImatrixStopped",

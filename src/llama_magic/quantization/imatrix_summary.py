@@ -28,13 +28,13 @@ def uncovered(metadata: ModelMetadata, entries: Mapping[str, Entry]) -> tuple[st
 
 def partly_covered(entries: Mapping[str, Entry]) -> tuple[str, ...]:
     """Return the tensors of experts of which some got no token."""
-    return tuple(name for name, entry in entries.items() if (entry.counts == 0).any())
+    return tuple(name for name, entry in sorted(entries.items()) if (entry.counts == 0).any())
 
 
 def summarize(entries: Mapping[str, Entry]) -> tuple[KindOfWeight, ...]:
     """Return figures for each kind of weight, over all layers."""
     kinds: dict[str, list[Entry]] = {}
-    for name, entry in entries.items():
+    for name, entry in sorted(entries.items()):
         match = _BLOCK.fullmatch(name)
         kinds.setdefault((match[1] if match else name).removesuffix(".weight"), []).append(entry)
     return tuple(_kind(kind, members) for kind, members in kinds.items())
