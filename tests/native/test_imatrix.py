@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -182,8 +183,8 @@ def sums_of(model: Path, log: LogCapture, monkeypatch: pytest.MonkeyPatch, **how
     request = ImatrixRequest(str(model), "m", "o", (), replace(OPTIONS, n_batch=how.pop("n_batch", 256)))
     made: list[native.ActivationSums] = []
 
-    def make(*arguments: Any, **keywords: Any) -> native.ActivationSums:
-        made.append(native.ActivationSums(*arguments, **keywords, **how))
+    def make(cancelled: Callable[[], bool], *, process_output: bool) -> native.ActivationSums:
+        made.append(native.ActivationSums(cancelled, process_output=process_output, **how))
         return made[0]
 
     monkeypatch.setattr("llama_magic.quantization.chunk_reader.ActivationSums", make)
@@ -221,11 +222,8 @@ def test_a_library_with_other_tensors_is_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(NativeError, match="lays its tensors out"):
         native.check_layout()
     monkeypatch.undo()
-    shifted = type(
-        "Shifted",
-        (native.ctypes.Structure,),
-        {"_fields_": (*native._Tensor._fields_[2:], *native._Tensor._fields_[:2])},
-    )
+    fields = native._Tensor._fields_
+    shifted = type("Shifted", (ctypes.Structure,), {"_fields_": (*fields[2:], *fields[:2])})
     monkeypatch.setattr(native, "_Tensor", shifted)
     with pytest.raises(NativeError, match="lays its tensors out"):
         native.check_layout()
@@ -566,7 +564,7 @@ def test_files_go_both_ways(dense: tuple[Path, Weights], tmp_path: Path, log: Lo
     given = ["-m", "unused", *(word for file in files for word in ("--in-file", file))]
     tool("llama-imatrix", "-c", str(N_CTX), *given, "-o", tmp_path / "theirs.gguf")
     tool("llama-imatrix", "-c", str(N_CTX), *given, "--output-format", "dat", "-o", tmp_path / "theirs.dat")
-    assert lm.imatrix(None, in_files=files, out=tmp_path / "ours.gguf")
+    lm.imatrix(None, in_files=files, out=tmp_path / "ours.gguf")
     assert_close(tmp_path / "ours.gguf", tmp_path / "theirs.gguf", 1e-6)
     again = [tmp_path / "theirs.dat", files[0]]
     given = ["-m", "unused", "--in-file", again[0], "--in-file", again[1]]

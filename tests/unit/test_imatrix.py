@@ -149,7 +149,7 @@ def test_what_can_not_be_asked_for(tmp_path: Path, sent: list[ImatrixRequest], m
         ("needs a file to write", (None,), {"in_files": ["a"]}),
     ):
         with pytest.raises(InvalidRequestError, match=words):
-            api.imatrix(*arguments, **keywords)  # type: ignore[arg-type]
+            api.imatrix(*arguments, **keywords)
     with pytest.raises(TypeError, match="n_thread"):
         api.imatrix(ref, n_thread=3)
     assert not sent
