@@ -31,7 +31,7 @@ PARSERS: tuple[Parser, ...] = (
     Parser("retry", "retry [NAME] [flags]", "answer the last turn again with another seed; the old one is kept",
            ("sampling", "output"), words=1, complete="chat", examples=("%llama retry --temp 1.2",)),
     Parser("save", "save NAME|FILE [CONVERSATION] [--force] | --delete NAME",
-           "keep a conversation, with what the model has read of it (FILE.json, FILE.md: the text)",
+           "keep a conversation and its cache; FILE.json or FILE.md: its text",
            words=2, complete="saved",
            own=(
                own_flag("--delete", "delete", "NAME", str, "delete what was saved under NAME", complete="saved"),
