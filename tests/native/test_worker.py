@@ -221,7 +221,7 @@ def test_truncated_and_damaged_models(client: EngineClient, tmp_path: Path, smol
 
 def test_a_model_that_does_not_fit_is_refused_with_numbers(client: EngineClient, spec: ModelSpec) -> None:
     huge = ModelSpec(spec.path, "smollm2", LoadOptions(n_ctx=50_000_000))
-    with pytest.raises(OutOfMemoryError, match=r"needs [\d.]+ GB .* are free.*What helps: .*-c") as caught:
+    with pytest.raises(OutOfMemoryError, match=r"needs [\d.]+ [GT]iB .* are free.*What helps: .*-c") as caught:
         client.request(LoadRequest(huge))
     assert "\n" not in str(caught.value)
 

@@ -39,8 +39,8 @@ def test_subcommands() -> None:
 def test_flags_of_the_subcommand() -> None:
     assert "--ctx-size" in line(" load --")
     assert "--temp" not in line(" load --")
-    assert cell(" --te") == ["--temp", "--temperature"]
-    assert line(" --te") == ["--temp", "--temperature"]
+    assert cell(" --tem") == ["--temp", "--temperature"]
+    assert line(" --temp") == ["--temp", "--temperature"]
 
 
 def test_values() -> None:

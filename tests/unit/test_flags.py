@@ -21,11 +21,16 @@ LLAMA_CPP = set(
     --presence-penalty --frequency-penalty --dry-multiplier --dry-base --dry-allowed-length --dry-penalty-last-n
     --dry-sequence-breaker --adaptive-target --adaptive-decay --mirostat --mirostat-lr --mirostat-ent --samplers
     --sampler-seq --sampling-seq -l --logit-bias --ignore-eos -r --reverse-prompt --grammar --grammar-file
-    -j --json-schema -jf --json-schema-file -o --output --output-file""".split()
+    -j --json-schema -jf --json-schema-file -o --output --output-file
+    --check-tensors --cpu-moe --kv-offload --lazy-mode --lora --lora-scaled --main-gpu --n-cpu-ffn --n-cpu-moe
+    --no-host --no-kv-offload --no-op-offload --no-repack --numa --op-offload --override-kv --override-tensor
+    --repack --rope-freq-base --rope-freq-scale --rope-scale --rope-scaling --split-mode --swa-full --tensor-split
+    --yarn-attn-factor --yarn-beta-fast --yarn-beta-slow --yarn-ext-factor --yarn-orig-ctx -cmoe -kvo -lzm -mg
+    -ncffn -ncmoe -nkvo -nr -ot -sm -ts""".split()
 )
 OWN = set(
     """--system --max-tokens --stop --schema --format --out --no-stream --samples --logprobs --raw --chat --new --force
-    --complete --no-mmap --mlock""".split()
+    --complete --memory-budget --mlock --no-mmap --no-swa-full""".split()
 )
 
 

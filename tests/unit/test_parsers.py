@@ -80,7 +80,12 @@ def test_values(line: str, values: dict[str, Any]) -> None:
 
 def test_groups_are_ready_for_the_dataclasses() -> None:
     arguments = CELL.parse("-lm none -dev none --dry-sequence-breaker none --temp 1")
-    assert arguments.group("loading") == {"use_mmap": False, "use_mlock": False, "n_gpu_layers": 0}
+    assert arguments.group("loading") == {
+        "use_mmap": False,
+        "use_mlock": False,
+        "direct_io": False,
+        "n_gpu_layers": 0,
+    }
     assert arguments.group("sampling") == {"dry_sequence_breakers": (), "temperature": 1.0}
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import shlex
 
 from llama_magic.inference.params import SamplingParams
-from llama_magic.inference.receipt import _ALWAYS, _CHANGED, _LOADING, llama_cli_line
+from llama_magic.inference.receipt import _ALWAYS, _CHANGED, _LOADING, _SWITCHES, llama_cli_line
 from llama_magic.inference.results import Message
 from llama_magic.models.options import LoadOptions
 
@@ -96,4 +96,33 @@ def test_every_parameter_has_a_flag() -> None:
         "samples",
         "min_keep",
     }
-    assert set(LoadOptions().to_dict()) - set(_LOADING) == {"devices", "use_mmap", "use_mlock"}
+    switches = {name for name, _ in _SWITCHES}
+    assert set(LoadOptions().to_dict()) - set(_LOADING) - switches == {
+        "devices",
+        "direct_io",
+        "lora",
+        "memory_budget",
+        "override_kv",
+        "override_tensor",
+        "swa_full",  # changes the memory that is taken, not what is computed
+        "tensor_split",
+        "use_mlock",
+        "use_mmap",
+    }
+
+
+def test_load_options_are_written_as_they_are_read() -> None:
+    """What the line says, read by our own table of flags, is what was asked for."""
+    from llama_magic.notebook.subcommands import SUBCOMMANDS
+
+    options = LoadOptions.from_keywords(
+        n_ctx=512, lora=[("/a.gguf", 0.5), ("/b.gguf", 1.0)], override_tensor={"ffn_.*": "CPU", "x": "CPU"},
+        override_kv={"a": 1, "b": 0.5, "c": True, "d": "text"}, tensor_split=(3, 1), cpu_moe=True, n_cpu_moe=2,
+        n_cpu_ffn=1, split_mode="row", main_gpu=1, offload_kqv=False, op_offload=False, rope_scaling="yarn",
+        rope_freq_base=5e5, rope_freq_scale=0.25, yarn_orig_ctx=4096, yarn_ext_factor=0.5, yarn_attn_factor=1.5,
+        yarn_beta_slow=2.0, yarn_beta_fast=30.0, check_tensors=True, repack=False, no_host=True, numa="isolate",
+        direct_io=True, use_mmap=False, lazy_mode="on",
+    )  # fmt: skip
+    loading = words(llama_cli_line(options, SamplingParams(), path="m.gguf", prompt="a"))
+    read = SUBCOMMANDS["load"].parse(loading[3 : loading.index("-n")]).group("loading")
+    assert LoadOptions.from_keywords(**read) == options

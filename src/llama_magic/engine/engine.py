@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import OrderedDict
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llama_magic._version import __version__
-from llama_magic.backends.host import available_memory, default_threads
+from llama_magic.backends.host import default_threads
 from llama_magic.engine.hashing import FileHash
 from llama_magic.engine.jobs import runner_of
 from llama_magic.engine.protocol import (
@@ -31,21 +30,23 @@ from llama_magic.engine.protocol import (
     TokenizeRequest,
     UnloadRequest,
 )
+from llama_magic.engine.residency import LoadPlan, check, devices_used, plan_load, room
 from llama_magic.engine.saving import restore_state, save_state
-from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError, OutOfMemoryError
+from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError
 from llama_magic.inference.loop import Emit, Generation
 from llama_magic.inference.pacing import Pacer
 from llama_magic.inference.results import Completion, Receipt
 from llama_magic.inference.runtime import ModelRuntime
 from llama_magic.inference.saved import SavedHeader
 from llama_magic.models.gguf import ModelMetadata, read_metadata
+from llama_magic.models.loading import chat_flash_attn, context_settings, model_settings, numa_strategy
 from llama_magic.models.memory import MemoryNeed, default_n_ctx, estimate
-from llama_magic.models.options import CACHE_TYPES, FLASH_ATTENTION, LoadOptions, ModelInfo, ModelSpec
+from llama_magic.models.options import LoadOptions, ModelInfo, ModelSpec
 from llama_magic.native import ContextSettings, LoadCancelled, LogCapture, NativeModel, WorkerTools, library_info
+from llama_magic.native.heap import trim
+from llama_magic.native.loading import init_numa
 
 __all__ = ["Engine"]
-
-_BUFFER = re.compile(r"(\S+) model buffer size\s*=")
 
 
 @dataclass(slots=True)
@@ -133,6 +134,7 @@ class Engine:
         keys = [key for key in self._loaded if request.path is None or key[0] == request.path]
         for key in keys:
             self._drop(key)
+        trim()
         return tuple(path for path, _ in keys)
 
     def _handle_status(self, _request: StatusRequest) -> tuple[ModelInfo, ...]:
@@ -160,45 +162,32 @@ class Engine:
             loaded.runtime.abort()
         else:
             loaded.runtime.resume()
+        loaded.runtime.use_adapters(spec.options.lora)
         return loaded, seconds
 
     def _load(self, spec: ModelSpec, *, force: bool) -> _Loaded:
         options = spec.options
         metadata = read_metadata(spec.path)
-        need = estimate(metadata, options)
-        if not force:
-            self._make_room(spec, metadata, need)
+        plan = self._make_room(spec, metadata) if not force else LoadPlan(estimate(metadata, options))
         file_hash = FileHash(spec.path, metadata)
         self.emit(Progress("load", 0.0, spec.ref))
+        init_numa(numa_strategy(options))
         try:
             model = NativeModel(
                 spec.path,
                 self.log,
                 self._load_progress(spec.ref),
-                n_gpu_layers=options.n_gpu_layers if isinstance(options.n_gpu_layers, int) else -1,
-                devices=options.devices or None,
-                use_mmap=options.use_mmap,
-                use_mlock=options.use_mlock,
+                model_settings(options, n_gpu_layers=plan.n_gpu_layers),
             )
         except LoadCancelled:
             raise GenerationInterrupted from None
-        threads = options.n_threads or default_threads()
-        settings = ContextSettings(
-            n_ctx=default_n_ctx(metadata, options),
-            n_seq_max=1,
-            n_threads=threads,
-            n_threads_batch=options.n_threads_batch or threads,
-            n_batch=options.n_batch,
-            n_ubatch=options.n_ubatch,
-            flash_attn=FLASH_ATTENTION[options.flash_attn],
-            cache_type_k=CACHE_TYPES[options.cache_type_k],
-            cache_type_v=CACHE_TYPES[options.cache_type_v],
-        )
-        devices = _devices_used(self.log)
-        chat_flash_attn = _chat_flash_attn(options, devices)
-        larger = options if chat_flash_attn is None else options.replace(flash_attn="off")
+        settings = context_settings(options, default_n_ctx(metadata, options), default_threads())
+        devices = devices_used(self.log)
+        chat = chat_flash_attn(options, devices)
+        larger = options if chat is None else options.replace(flash_attn="off")
         context = estimate(metadata, larger)
-        runtime = ModelRuntime(model, settings, self.log, context.kv_cache + context.compute, chat_flash_attn)
+        runtime = ModelRuntime(model, settings, self.log, context.kv_cache + context.compute, chat)
+        need = plan.need
         info = self._info(spec, metadata, runtime, settings, need, devices)
         return _Loaded(runtime, info, file_hash)
 
@@ -215,13 +204,18 @@ class Engine:
 
         return report
 
-    def _make_room(self, spec: ModelSpec, metadata: ModelMetadata, need: MemoryNeed) -> None:
+    def _make_room(self, spec: ModelSpec, metadata: ModelMetadata) -> LoadPlan:
         """Unload what was used longest ago until the model fits; refuse it where it can not."""
-        while need.total > available_memory() and self._loaded:
+        plan = plan_load(spec, metadata, self.log, self._held())
+        while self._loaded and plan.need.total > room(spec, self._held()):
             self._drop(next(iter(self._loaded)))
-        free = available_memory()
-        if need.total > free:
-            raise OutOfMemoryError(_refusal(spec, metadata, need, free))
+            trim()
+        check(spec, metadata, plan, self._held())
+        return plan
+
+    def _held(self) -> int:
+        """Return the bytes that loaded models were reckoned to take."""
+        return sum(loaded.info.memory for loaded in self._loaded.values())
 
     def _info(
         self,
@@ -337,58 +331,4 @@ def _receipt(request: GenerateRequest, completion: Completion, loaded: _Loaded, 
         llama_magic=__version__,
         llama_cli="",
         template=template,
-    )
-
-
-def _devices_used(log: LogCapture) -> tuple[str, ...]:
-    """Return the devices that hold weights, as llama.cpp reported while it loaded them."""
-    names = []
-    for _, line in log.lines:
-        match = _BUFFER.search(line)
-        if match:
-            name = match[1].split("_")[0]
-            if name not in names:
-                names.append(name)
-    return tuple(names) or ("CPU",)
-
-
-def _chat_flash_attn(options: LoadOptions, devices: tuple[str, ...]) -> int | None:
-    """Return the flash attention of conversations: off on a processor when nothing else was asked for.
-
-    There it is faster for short contexts, and slower for long ones: with it, a follow-up of 20
-    tokens after 1,500 took 1.7 times as long on two cores. Conversations grow long; cells that
-    stand alone seldom do.
-    """
-    free_to_choose = options.flash_attn == "auto" and options.cache_type_v in ("f16", "f32", "bf16")
-    return FLASH_ATTENTION["off"] if free_to_choose and devices == ("CPU",) else None
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _refusal(spec: ModelSpec, metadata: ModelMetadata, need: MemoryNeed, free: int) -> str:
-    """Say what does not fit and what would: a smaller context, a quantized cache, a smaller quantization."""
-    options = spec.options
-    n_ctx = default_n_ctx(metadata, options)
-    remedies = []
-    for smaller in (n_ctx // 2, n_ctx // 4, 512):
-        if estimate(metadata, options.replace(n_ctx=max(smaller, 1))).total <= free:
-            remedies.append(f"a smaller context (-c {smaller})")
-            break
-    if options.cache_type_k == "f16":
-        quantized = options.replace(cache_type_k="q8_0", cache_type_v="q8_0", flash_attn="auto")
-        if estimate(metadata, quantized).total <= free:
-            remedies.append("a quantized cache (-ctk q8_0 -ctv q8_0)")
-    room = free - need.kv_cache - need.compute
-    if room > 0 and metadata.n_params:
-        bits = 8 * room / metadata.n_params
-        remedies.append(f"a quantization of at most {bits:.1f} bits per weight" if bits >= 1.5 else "a smaller model")
-    else:
-        remedies.append("a smaller model")
-    remedies.append("--force to try all the same")
-    return (
-        f"{spec.ref} needs {_size(need.total)} (weights {_size(need.weights)}, cache for {n_ctx:,} tokens "
-        f"{_size(need.kv_cache)}, buffers {_size(need.compute)}), but {_size(free)} are free. "
-        f"What helps: {'; '.join(remedies)}."
     )

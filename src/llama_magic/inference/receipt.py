@@ -10,6 +10,7 @@ from typing import Any
 from llama_magic.inference.params import DEFAULT_SAMPLERS, SamplingParams
 from llama_magic.inference.results import Message
 from llama_magic.models.options import LoadOptions
+from llama_magic.models.overrides import format_adapter, format_key_value
 
 __all__ = ["llama_cli_line"]
 
@@ -33,7 +34,18 @@ _CHANGED: dict[str, str] = {
 
 _LOADING: dict[str, str] = {
     "n_ctx": "-c", "n_threads": "-t", "n_threads_batch": "-tb", "n_batch": "-b", "n_ubatch": "-ub",
-    "n_gpu_layers": "-ngl", "flash_attn": "-fa", "cache_type_k": "-ctk", "cache_type_v": "-ctv",
+    "n_gpu_layers": "-ngl", "flash_attn": "-fa", "cache_type_k": "-ctk", "cache_type_v": "-ctv", "lazy_mode": "-lzm",
+    "n_cpu_moe": "-ncmoe", "n_cpu_ffn": "-ncffn", "split_mode": "-sm", "main_gpu": "-mg",
+    "rope_scaling": "--rope-scaling", "rope_freq_base": "--rope-freq-base", "rope_freq_scale": "--rope-freq-scale",
+    "yarn_orig_ctx": "--yarn-orig-ctx", "yarn_ext_factor": "--yarn-ext-factor",
+    "yarn_attn_factor": "--yarn-attn-factor", "yarn_beta_slow": "--yarn-beta-slow",
+    "yarn_beta_fast": "--yarn-beta-fast", "numa": "--numa",
+}  # fmt: skip
+
+#: Switches, by option and the value that they stand for.
+_SWITCHES: dict[tuple[str, bool], str] = {
+    ("cpu_moe", True): "-cmoe", ("offload_kqv", False): "-nkvo", ("op_offload", False): "--no-op-offload",
+    ("check_tensors", True): "--check-tensors", ("repack", False): "--no-repack", ("no_host", True): "--no-host",
 }  # fmt: skip
 
 
@@ -80,9 +92,19 @@ def _loading(options: LoadOptions) -> list[str]:
         value = getattr(options, name)
         if value is not None and value != getattr(default, name):
             words += [flag, str(value)]
+    words += [flag for (name, value), flag in _SWITCHES.items() if getattr(options, name) == value]
     if options.devices:
         words += ["-dev", ",".join(options.devices)]
+    if options.tensor_split:
+        words += ["-ts", ",".join(f"{share:g}" for share in options.tensor_split)]
+    if options.override_tensor:
+        words += ["-ot", ",".join(f"{pattern}={buffer}" for pattern, buffer in options.override_tensor)]
+    for pair in options.override_kv:
+        words += ["--override-kv", format_key_value(pair)]
+    for adapter in options.lora:
+        words += ["--lora-scaled", format_adapter(adapter)]
     mode = "+".join(word for word, on in (("mmap", options.use_mmap), ("mlock", options.use_mlock)) if on) or "none"
+    mode = "dio" if options.direct_io else mode
     return words if mode == "mmap" else [*words, "-lm", mode]
 
 

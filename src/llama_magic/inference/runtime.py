@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 from llama_magic.backends.host import available_memory
-from llama_magic.errors import OutOfMemoryError
+from llama_magic.errors import ModelNotFoundError, OutOfMemoryError
 from llama_magic.inference.cache import ConversationCache, SoloCache
 from llama_magic.inference.prompt import PromptBuilder
 from llama_magic.native import ContextSettings, LogCapture, NativeContext, NativeModel
+from llama_magic.native.adapter import NativeAdapter
 
 __all__ = ["ModelRuntime"]
 
@@ -55,6 +58,9 @@ class ModelRuntime:
         self._embedder: NativeContext | None = None
         self._current: NativeContext | None = None
         self._aborting = False
+        self._adapters: dict[tuple[str, int], NativeAdapter] = {}
+        self._adapters_key: tuple[tuple[str, int, float], ...] = ()
+        self._in_use: list[tuple[NativeAdapter, float]] = []
 
     @property
     def n_ctx(self) -> int:
@@ -100,21 +106,55 @@ class ModelRuntime:
         values = self._settings
         size = values.n_ctx
         self._make_room()
-        return NativeContext(
+        made = NativeContext(
             self.model,
-            ContextSettings(
-                n_ctx=size,
+            replace(
+                values,
                 n_seq_max=n_seq_max,
-                n_threads=values.n_threads,
-                n_threads_batch=values.n_threads_batch,
                 n_batch=size if embeddings else min(values.n_batch, size),
                 n_ubatch=size if embeddings else min(values.n_ubatch, size),
                 flash_attn=values.flash_attn if flash_attn is None else flash_attn,
-                cache_type_k=values.cache_type_k,
-                cache_type_v=values.cache_type_v,
                 embeddings=embeddings,
             ),
         )
+        if self._in_use:
+            made.use_adapters(self._in_use)
+        return made
+
+    def use_adapters(self, chosen: tuple[tuple[str, float], ...]) -> bool:
+        """Apply these LoRA adapters (path, scale) and no others; True where that is a change.
+
+        The base stays as it is. What the caches hold was computed with the adapters before, so it goes.
+
+        Raises
+        ------
+        ModelNotFoundError, InvalidModelError
+            An adapter is not there, or is none for this model; those in use stay.
+        """
+        wanted = tuple((path, _stamp(path), scale) for path, scale in chosen if scale)
+        if wanted == self._adapters_key:
+            return False
+        in_use = [(self._adapter(path, stamp), scale) for path, stamp, scale in wanted]
+        contexts = [cache.context for cache in (self._solo, self._chat) if cache is not None]
+        for context in [*contexts, *([self._embedder] if self._embedder else [])]:
+            context.use_adapters(in_use)
+            context.clear()
+        self._adapters_key, self._in_use = wanted, in_use
+        if self._solo is not None:
+            self._solo = SoloCache(self._solo.context)
+        if self._chat is not None:
+            self._chat = ConversationCache(self._chat.context, self.model)
+        # Those that are out of use stay in memory, so that going back to them is quick. A file that was changed goes.
+        for key in [key for key in self._adapters if key[1] != _stamp(key[0], missing=-1)]:
+            if all(adapter is not self._adapters[key] for adapter, _ in in_use):
+                self._adapters.pop(key).close()
+        return True
+
+    def _adapter(self, path: str, stamp: int) -> NativeAdapter:
+        found = self._adapters.get((path, stamp))
+        if found is None:
+            found = self._adapters[path, stamp] = NativeAdapter(self.model, path, self.log)
+        return found
 
     def _make_room(self) -> None:
         """Give up contexts that only save time when memory is too short for another one."""
@@ -163,4 +203,17 @@ class ModelRuntime:
         self._solo = self._chat = self._embedder = self._current = None
         for close in closers:
             close()
+        self._in_use = []
+        while self._adapters:
+            self._adapters.popitem()[1].close()
         self.model.close()
+
+
+def _stamp(path: str, missing: int | None = None) -> int:
+    """Return when a file was last changed: another adapter under the same name is another adapter."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError as error:
+        if missing is not None:
+            return missing
+        raise ModelNotFoundError(f"the LoRA adapter {path} can not be read: {error.strerror}") from None

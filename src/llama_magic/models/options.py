@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from llama_magic.errors import InvalidRequestError
+from llama_magic.models import overrides
+from llama_magic.models.overrides import Adapter, KeyValue, TensorPlace
 from llama_magic.suggest import reject_unknown
 
-__all__ = ["CACHE_TYPES", "FLASH_ATTENTION", "LoadOptions", "ModelInfo", "ModelSpec"]
+__all__ = [
+    "CACHE_TYPES",
+    "FLASH_ATTENTION",
+    "LAZY_MODES",
+    "NUMA",
+    "ROPE_SCALING",
+    "SPLIT_MODES",
+    "LoadOptions",
+    "ModelInfo",
+    "ModelSpec",
+]
 
 #: Types that llama.cpp takes for the KV cache (``-ctk``, ``-ctv``) and their ggml type numbers.
 CACHE_TYPES: dict[str, int] = {
@@ -17,6 +30,12 @@ CACHE_TYPES: dict[str, int] = {
 
 #: Values of ``-fa`` and their `llama_flash_attn_type`.
 FLASH_ATTENTION: dict[str, int] = {"auto": -1, "off": 0, "on": 1}
+
+#: Values of ``-sm``, ``--rope-scaling``, ``--numa`` and ``-lzm``, and their numbers (llama.h, ggml-cpu.h).
+SPLIT_MODES: dict[str, int] = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
+ROPE_SCALING: dict[str, int] = {"none": 0, "linear": 1, "yarn": 2}
+NUMA: dict[str, int] = {"distribute": 1, "isolate": 2, "numactl": 3}
+LAZY_MODES: dict[str, int] = {"off": 0, "auto": 1, "on": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +58,40 @@ class LoadOptions:
         Types of the KV cache, from `CACHE_TYPES`.
     devices
         Names of ggml devices to use; empty means all.
-    use_mmap, use_mlock
-        Map the file instead of reading it; keep it from being swapped out.
+    use_mmap, use_mlock, direct_io
+        Map the file instead of reading it; keep it from being swapped out; read it past the system's cache.
+    lazy_mode
+        "on", "off" or "auto": leave rows of tensors that the architecture marks on the disk until they are needed.
+    lora
+        LoRA adapters as (path, scale) pairs. They change without loading the model again.
+    override_tensor
+        (pattern, buffer type) pairs: where tensors go whose names match a regular expression.
+    cpu_moe, n_cpu_moe, n_cpu_ffn
+        Keep all expert weights on the processor; those of the first layers; the dense FFN weights of the first layers.
+    split_mode, tensor_split, main_gpu
+        How several accelerators share the model ("none", "layer", "row" or "tensor"), in which shares, and which of
+        them is the main one.
+    offload_kqv, op_offload
+        Keep the KV cache on the accelerator; let it compute with weights that lie in main memory.
+    rope_scaling, rope_freq_base, rope_freq_scale
+        RoPE scaling ("none", "linear", "yarn"), base frequency and frequency factor. None: the model's.
+    yarn_orig_ctx, yarn_ext_factor, yarn_attn_factor, yarn_beta_slow, yarn_beta_fast
+        YaRN's parameters. None: the model's.
+    override_kv
+        (key, value) pairs of metadata that take the place of the file's.
+    swa_full
+        Keep a cache of full length for layers that only look at a window: what the cache holds can then be used
+        again after any cut. False saves memory, and processes more prompts from their start.
+    check_tensors
+        Look for values in the weights that are no numbers.
+    repack
+        Let llama.cpp keep weights in another order that its processor code is faster with.
+    no_host
+        Keep weights out of the accelerator's host buffers, which lets more of them be repacked.
+    numa
+        "distribute", "isolate" or "numactl", for machines with several memory nodes. It holds for the whole worker.
+    memory_budget
+        Bytes that all loaded models may take together, or a text such as "8G". None: what is free.
     """
 
     n_ctx: int | None = None
@@ -55,34 +106,81 @@ class LoadOptions:
     devices: tuple[str, ...] = ()
     use_mmap: bool = True
     use_mlock: bool = False
+    direct_io: bool = False
+    lazy_mode: str = "auto"
+    lora: tuple[Adapter, ...] = ()
+    override_tensor: tuple[TensorPlace, ...] = ()
+    cpu_moe: bool = False
+    n_cpu_moe: int = 0
+    n_cpu_ffn: int = 0
+    split_mode: str = "layer"
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+    offload_kqv: bool = True
+    op_offload: bool = True
+    rope_scaling: str | None = None
+    rope_freq_base: float | None = None
+    rope_freq_scale: float | None = None
+    yarn_orig_ctx: int | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_slow: float | None = None
+    yarn_beta_fast: float | None = None
+    override_kv: tuple[KeyValue, ...] = ()
+    swa_full: bool = True
+    check_tensors: bool = False
+    repack: bool = True
+    no_host: bool = False
+    numa: str | None = None
+    memory_budget: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n_ctx", "n_threads", "n_threads_batch"):
+        self._check_numbers()
+        choices: dict[str, dict[str, int]] = {
+            "cache_type_k": CACHE_TYPES, "cache_type_v": CACHE_TYPES, "flash_attn": FLASH_ATTENTION,
+            "split_mode": SPLIT_MODES, "rope_scaling": ROPE_SCALING, "numa": NUMA, "lazy_mode": LAZY_MODES,
+        }  # fmt: skip
+        for name, known in choices.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidRequestError(f"{name} must be at least 1; got {value}")
-        for name in ("n_batch", "n_ubatch"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("cache_type_k", "cache_type_v"):
-            value = getattr(self, name)
-            if value not in CACHE_TYPES:
-                raise InvalidRequestError(f"{name} {value!r} is not one of {', '.join(CACHE_TYPES)}")
-        if self.flash_attn not in FLASH_ATTENTION:
-            raise InvalidRequestError(f"flash_attn {self.flash_attn!r} is not one of {', '.join(FLASH_ATTENTION)}")
+            if value not in known and not (value is None and name in ("rope_scaling", "numa")):
+                raise InvalidRequestError(f"{name} {value!r} is not one of {', '.join(known)}")
         layers = self.n_gpu_layers
         if isinstance(layers, str) and layers not in ("auto", "all"):
             raise InvalidRequestError(f'n_gpu_layers takes a number, "auto" or "all"; got {layers!r}')
         if self.cache_type_v.startswith(("q", "iq")) and self.flash_attn == "off":
             raise InvalidRequestError("a quantized V cache needs flash attention: leave out flash_attn='off'")
+        if self.direct_io and self.use_mlock:
+            raise InvalidRequestError("direct_io and use_mlock exclude each other: give one of them")
+
+    def _check_numbers(self) -> None:
+        least: dict[str, float] = {
+            "n_ctx": 1, "n_threads": 1, "n_threads_batch": 1, "n_batch": 1, "n_ubatch": 1, "n_cpu_moe": 0,
+            "n_cpu_ffn": 0, "main_gpu": 0, "yarn_orig_ctx": 0, "memory_budget": 1,
+        }  # fmt: skip
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise InvalidRequestError(f"{name} must be at least {smallest}; got {value}")
+        for name in ("rope_freq_base", "rope_freq_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InvalidRequestError(f"{name} must be above 0; got {value}")
 
     @classmethod
     def from_keywords(cls, **keywords: Any) -> LoadOptions:
         """Build options from user keywords; an unknown one raises `TypeError` with the nearest name."""
         reject_unknown(keywords, [f.name for f in fields(cls)], "load option")
-        if "devices" in keywords:
-            keywords["devices"] = tuple(keywords["devices"] or ())
+        for name, read in _READERS.items():
+            if name in keywords:
+                keywords[name] = read(keywords[name])
         return cls(**keywords)
+
+    @property
+    def as_loaded(self) -> LoadOptions:
+        """These options without those that load nothing again when they change."""
+        if not self.lora and self.memory_budget is None:
+            return self
+        return replace(self, lora=(), memory_budget=None)
 
     def replace(self, **changes: Any) -> LoadOptions:
         """Return a copy with some options changed."""
@@ -91,6 +189,35 @@ class LoadOptions:
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a plain dict."""
         return asdict(self)
+
+
+def _words(value: Any) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _shares(value: Any) -> tuple[float, ...]:
+    try:
+        return overrides.parse_tensor_split(value) if isinstance(value, str) else tuple(map(float, value or ()))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"tensor_split takes numbers, one for each device; got {value!r}") from error
+
+
+def _amount(value: Any) -> Any:
+    try:
+        return overrides.parse_size(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise InvalidRequestError(f"memory_budget takes {error}; got {value!r}") from error
+
+
+#: What turns a person's values into those of the fields.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "devices": _words,
+    "lora": overrides.adapters,
+    "override_tensor": overrides.tensor_places,
+    "override_kv": overrides.key_values,
+    "tensor_split": _shares,
+    "memory_budget": _amount,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +241,7 @@ class ModelSpec:
     @property
     def key(self) -> tuple[str, LoadOptions]:
         """What makes two specs the same loaded model."""
-        return (self.path, self.options)
+        return (self.path, self.options.as_loaded)
 
 
 @dataclass(frozen=True, slots=True)

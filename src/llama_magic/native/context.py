@@ -237,6 +237,11 @@ class NativeContext:
 
     def cut(self, seq: int, length: int) -> bool:
         """Drop all tokens of a sequence from position `length` on; False where the model can not do that."""
+        if length > 0 and not self.settings.swa_full and self.model.n_swa:
+            # What lies behind the window is gone; the tokens from here on would have to see it.
+            first = int(lib.llama_memory_seq_pos_min(self.memory, seq))
+            if first > max(0, length - self.model.n_swa):
+                return False
         return bool(lib.llama_memory_seq_rm(self.memory, seq, length, -1))
 
     def drop(self, seq: int) -> None:

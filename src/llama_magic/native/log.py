@@ -51,8 +51,10 @@ class LogCapture:
                 self._keep(line.rstrip())
 
     def _keep(self, line: str) -> None:
+        if self._level == "debug":
+            return  # hundreds of them would push out what the last lines are kept for
         self.lines.append((self._level, line))
-        if self.sink is not None and self._level != "debug":
+        if self.sink is not None:
             self.sink(self._level, line)
 
     def clear(self) -> None:

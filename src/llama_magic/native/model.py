@@ -5,16 +5,16 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llama_magic.errors import InvalidModelError, OutOfMemoryError
-from llama_magic.native.devices import device_array
-from llama_magic.native.library import initialize, lib
+from llama_magic.native.library import lib
+from llama_magic.native.loading import ModelSettings, model_params
 from llama_magic.native.log import LogCapture
 
 __all__ = ["LoadCancelled", "NativeModel"]
 
-_LOAD_MODES = {(True, False): -1, (True, True): 3, (False, False): 0, (False, True): 2}
 _MEMORY_WORDS = ("out of memory", "failed to allocate", "cannot allocate", "unable to allocate", "alloc")
 
 
@@ -33,14 +33,10 @@ class NativeModel:
         The log in use, for error messages.
     progress
         Called with the fraction loaded; returning False stops the load.
-    n_gpu_layers
-        Layers to offload; negative for all.
-    devices
-        Names of the devices to offload to; None for all there are.
-    use_mmap, use_mlock
-        Map the file instead of reading it; keep it from being swapped out.
-    vocab_only
-        Load no weights.
+    settings
+        How to load it.
+    **changes
+        Fields of `settings` that are to be different.
 
     Raises
     ------
@@ -57,21 +53,11 @@ class NativeModel:
         path: str,
         log: LogCapture,
         progress: Callable[[float], bool] | None = None,
-        *,
-        n_gpu_layers: int = -1,
-        devices: Sequence[str] | None = None,
-        use_mmap: bool = True,
-        use_mlock: bool = False,
-        vocab_only: bool = False,
+        settings: ModelSettings | None = None,
+        **changes: Any,
     ) -> None:
-        initialize()
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
-        params.load_mode = _LOAD_MODES[use_mmap, use_mlock]
-        params.vocab_only = vocab_only
-        handles = None if devices is None else device_array(devices)
-        if handles is not None:
-            params.devices = ctypes.cast(handles, ctypes.c_void_p)
+        self.settings = replace(settings or ModelSettings(), **changes)
+        params, _alive = model_params(self.settings)
         state = {"cancelled": False}
 
         def report(fraction: float, _user_data: object) -> bool:
@@ -177,6 +163,11 @@ class NativeModel:
     def add_bos(self) -> bool:
         """True where the vocabulary wants a beginning-of-sequence token before a text."""
         return bool(lib.llama_vocab_get_add_bos(self.vocab))
+
+    @property
+    def bos(self) -> int:
+        """The token that begins a sequence, -1 where the vocabulary has none."""
+        return int(lib.llama_vocab_bos(self.vocab))
 
     def special(self, name: str) -> str:
         """Return the text of a special token ("bos", "eos", "eot", "pad", …), empty where there is none."""

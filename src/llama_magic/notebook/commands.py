@@ -11,6 +11,7 @@ from typing import Any
 
 from traitlets import TraitError
 
+from llama_magic.api.fit import worker_memory
 from llama_magic.api.session import Session
 from llama_magic.errors import InvalidRequestError
 from llama_magic.inference.conversation import Conversation
@@ -21,6 +22,7 @@ from llama_magic.notebook.help import help_text
 from llama_magic.notebook.parsers import Arguments
 from llama_magic.progress import Report
 from llama_magic.suggest import did_you_mean
+from llama_magic.units import format_bytes
 
 __all__ = ["Context", "turns_of"]
 
@@ -57,10 +59,13 @@ def describe(info: ModelInfo) -> str:
 
 def unload(context: Context, arguments: Arguments) -> str:
     """``%llama unload [model]``."""
+    before = worker_memory()
     paths = context.session.unload(arguments.word)
+    freed = before - worker_memory()
     if not paths:
         return "No model was loaded." if arguments.word is None else f"{arguments.word} was not loaded."
-    return f"Unloaded {', '.join(dict.fromkeys(Path(path).name for path in paths))}."
+    names = ", ".join(dict.fromkeys(Path(path).name for path in paths))
+    return f"Unloaded {names}; the worker gave {format_bytes(freed)} back." if freed > 0 else f"Unloaded {names}."
 
 
 def chat(context: Context, arguments: Arguments) -> str:

@@ -44,6 +44,10 @@ class Defaults(Configurable):
     flash_attn = Enum(tuple(FLASH_ATTENTION), "auto", help="Flash attention.").tag(config=True)
     cache_type_k = Enum(tuple(CACHE_TYPES), _L.cache_type_k, help="Type of the KV cache's keys.").tag(config=True)
     cache_type_v = Enum(tuple(CACHE_TYPES), _L.cache_type_v, help="Type of the KV cache's values.").tag(config=True)
+    memory_budget = Union(
+        [Int(), Unicode()], default_value=None, allow_none=True,
+        help="Most memory for all loaded models together, in bytes or as '8G'; None: what is free.",
+    ).tag(config=True)  # fmt: skip
     loading = Dict(help="Further load options, such as {'n_batch': 512}.").tag(config=True)
 
     session: Session
@@ -90,7 +94,7 @@ class Defaults(Configurable):
 
     @validate(
         *("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "sampling"),
-        *("n_ctx", "n_threads", "n_gpu_layers", "loading"),
+        *("n_ctx", "n_threads", "n_gpu_layers", "memory_budget", "loading"),
     )
     def _valid(self, proposal: dict[str, Any]) -> Any:
         name, value = proposal["trait"].name, proposal["value"]

@@ -20,6 +20,7 @@ __all__ = [
     "hub_reference",
     "identifier",
     "integer",
+    "inverse",
     "layers",
     "load_mode",
     "logit_bias",
@@ -61,6 +62,12 @@ def number(words: str, least: float = -math.inf, most: float = math.inf) -> Call
         return value
 
     return convert
+
+
+def inverse(text: str) -> float:
+    """Read a factor above 0 and return 1 divided by it."""
+    factor: float = number("a number above 0", 5e-324)(text)
+    return 1 / factor
 
 
 def choice(*known: str, **aliases: str) -> Callable[[str], str]:
@@ -135,10 +142,11 @@ def devices(text: str) -> tuple[str, ...]:
 
 def load_mode(text: str) -> dict[str, bool]:
     """Read ``-lm``: how the file gets into memory."""
-    modes = {"auto": (1, 0), "mmap": (1, 0), "none": (0, 0), "mlock": (0, 1), "mmap+mlock": (1, 1)}
+    modes = {"auto": (1, 0), "mmap": (1, 0), "none": (0, 0), "mlock": (0, 1), "mmap+mlock": (1, 1), "dio": (0, 0)}
     if text not in modes:
-        raise ValueError(f"{', '.join(list(modes)[:-1])} or mmap+mlock")
-    return {"use_mmap": bool(modes[text][0]), "use_mlock": bool(modes[text][1])}
+        raise ValueError(f"{', '.join(list(modes)[:-1])} or dio")
+    use_mmap, use_mlock = map(bool, modes[text])
+    return {"use_mmap": use_mmap, "use_mlock": use_mlock, "direct_io": text == "dio"}
 
 
 def hub_reference(text: str) -> str:

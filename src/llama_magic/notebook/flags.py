@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from llama_magic.inference.params import SAMPLERS, parse_samplers
-from llama_magic.models.options import CACHE_TYPES
+from llama_magic.models.options import CACHE_TYPES, LAZY_MODES, NUMA, ROPE_SCALING, SPLIT_MODES
+from llama_magic.models.overrides import (
+    parse_adapters,
+    parse_key_values,
+    parse_scaled_adapters,
+    parse_size,
+    parse_tensor_places,
+    parse_tensor_split,
+)
 from llama_magic.notebook.converters import (
     choice,
     devices,
     hub_reference,
     identifier,
     integer,
+    inverse,
     layers,
     load_mode,
     logit_bias,
@@ -67,6 +76,8 @@ class Flag:
         The value may be left out.
     repeat
         May be given several times; the values are collected.
+    joined
+        The same for values that are tuples: they are put together.
     complete
         What tab completion offers: "file", "model", "chat", "branch", "saved", "variable", or the words themselves.
     """
@@ -80,6 +91,7 @@ class Flag:
     const: Any = True
     optional: bool = False
     repeat: bool = False
+    joined: bool = False
     complete: str | tuple[str, ...] = ""
 
 
@@ -100,6 +112,8 @@ _WHEN = choice(
 )
 _TARGET = number("a number between 0 and 1, or -1 for off", -1, 1)
 _KV = choice(*CACHE_TYPES)
+_LAYERS = integer(0, "a number of layers, 0 or more")
+_ABOVE_ZERO = number("a number above 0", 5e-324)
 _CACHE = tuple(CACHE_TYPES)
 
 
@@ -153,7 +167,56 @@ FLAGS: tuple[Flag, ...] = (
     _flag("-ctv --cache-type-v", "cache_type_v", "loading", "TYPE", _KV,
           "type of the KV cache's values", complete=_CACHE),
     _flag("-lm --load-mode", "load_mode", "loading", "MODE", load_mode,
-          "auto, none, mmap, mlock or mmap+mlock", complete=("auto", "none", "mmap", "mlock", "mmap+mlock")),
+          "auto, none, mmap, mlock, mmap+mlock or dio",
+          complete=("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")),
+    _flag("-lzm --lazy-mode", "lazy_mode", "loading", "WHEN", choice(*LAZY_MODES),
+          "leave marked tensors on the disk until needed: on, off or auto", complete=tuple(LAZY_MODES)),
+    _flag("--lora", "lora", "loading", "FILE[:SCALE]", parse_adapters,
+          "LoRA adapter; changing it loads nothing again", joined=True, complete="file"),
+    _flag("--lora-scaled", "lora", "loading", "FILE:SCALE", parse_scaled_adapters,
+          "LoRA adapter with a scale", joined=True, complete="file"),
+    _flag("-ot --override-tensor", "override_tensor", "loading", "PATTERN=BUFFER", parse_tensor_places,
+          "where tensors go whose names match a regular expression", joined=True),
+    _switch("-cmoe --cpu-moe", "cpu_moe", "loading", "keep the weights of all experts on the CPU"),
+    _flag("-ncmoe --n-cpu-moe", "n_cpu_moe", "loading", "N", _LAYERS,
+          "keep the experts of the first N layers on the CPU"),
+    _flag("-ncffn --n-cpu-ffn", "n_cpu_ffn", "loading", "N", _LAYERS,
+          "keep the dense FFN weights of the first N layers on the CPU"),
+    _flag("-sm --split-mode", "split_mode", "loading", "MODE", choice(*SPLIT_MODES),
+          "how accelerators share the model: none, layer, row or tensor", complete=tuple(SPLIT_MODES)),
+    _flag("-ts --tensor-split", "tensor_split", "loading", "N0,N1", parse_tensor_split,
+          "share of the model for each accelerator, for example 3,1"),
+    _flag("-mg --main-gpu", "main_gpu", "loading", "N", integer(0, "the number of a device, 0 or more"),
+          "the main accelerator"),
+    _switch("-kvo --kv-offload", "offload_kqv", "loading", "keep the KV cache on the accelerator (the default)"),
+    _switch("-nkvo --no-kv-offload", "offload_kqv", "loading", "keep the KV cache in main memory", const=False),
+    _switch("--op-offload", "op_offload", "loading",
+            "let the accelerator compute with weights in main memory (the default)"),
+    _switch("--no-op-offload", "op_offload", "loading", "compute with weights in main memory on the CPU", const=False),
+    _flag("--rope-scaling", "rope_scaling", "loading", "METHOD", choice(*ROPE_SCALING),
+          "RoPE scaling: none, linear or yarn", complete=tuple(ROPE_SCALING)),
+    _flag("--rope-scale", "rope_freq_scale", "loading", "X", inverse, "expand the context by this factor"),
+    _flag("--rope-freq-base", "rope_freq_base", "loading", "X", _ABOVE_ZERO, "RoPE base frequency"),
+    _flag("--rope-freq-scale", "rope_freq_scale", "loading", "X", _ABOVE_ZERO, "expand the context by 1/X"),
+    _flag("--yarn-orig-ctx", "yarn_orig_ctx", "loading", "N", integer(0, "a number of tokens, 0 or more"),
+          "YaRN: context the model was trained for"),
+    _flag("--yarn-ext-factor", "yarn_ext_factor", "loading", "X", _ANY, "YaRN: extrapolation mix; 0 interpolates"),
+    _flag("--yarn-attn-factor", "yarn_attn_factor", "loading", "X", _ANY, "YaRN: scale of the attention"),
+    _flag("--yarn-beta-slow", "yarn_beta_slow", "loading", "X", _ANY, "YaRN: high correction dimension"),
+    _flag("--yarn-beta-fast", "yarn_beta_fast", "loading", "X", _ANY, "YaRN: low correction dimension"),
+    _flag("--override-kv", "override_kv", "loading", "KEY=TYPE:VALUE", parse_key_values,
+          "metadata in place of the file's; TYPE is int, float, bool or str", joined=True),
+    _switch("--swa-full", "swa_full", "loading", "keep a full cache for layers with a window (the default here)"),
+    _switch("--no-swa-full", "swa_full", "loading",
+            "keep only the window: less memory, more prompts processed again", const=False),
+    _switch("--check-tensors", "check_tensors", "loading", "look for invalid values in the weights"),
+    _switch("--repack", "repack", "loading", "let llama.cpp put weights in a faster order (the default)"),
+    _switch("-nr --no-repack", "repack", "loading", "leave weights in the order of the file", const=False),
+    _switch("--no-host", "no_host", "loading", "keep weights out of the accelerator's host buffers"),
+    _flag("--numa", "numa", "loading", "TYPE", choice(*NUMA),
+          "threads on several memory nodes: distribute, isolate or numactl", complete=tuple(NUMA)),
+    _flag("--memory-budget", "memory_budget", "loading", "SIZE", parse_size,
+          "most memory for all loaded models together, for example 8G"),
     _switch("--no-mmap", "use_mmap", "loading", "read the file instead of mapping it", const=False),
     _switch("--mlock", "use_mlock", "loading", "keep the model from being swapped out"),
     # prompt

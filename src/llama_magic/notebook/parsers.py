@@ -214,7 +214,9 @@ def _set(arguments: Arguments, flag: Flag, name: str, todo: list[str]) -> None:
 
 
 def _store(arguments: Arguments, flag: Flag, value: Any) -> None:
-    if flag.repeat:
+    if flag.joined:
+        value = (*arguments.values.get(flag.dest, ()), *value)
+    elif flag.repeat:
         value = (*arguments.values.get(flag.dest, ()), value)
     arguments.values[flag.dest] = value
     arguments.groups[flag.dest] = flag.group
