@@ -37,7 +37,7 @@ def held(client: EngineClient) -> int:
 
 def use(client: EngineClient, spec: ModelSpec) -> None:
     """Load a model and process a prompt of more than a ubatch, so that its buffers are touched."""
-    count = min((spec.options.n_ctx or 0) - 40, 900)
+    count = min((spec.options.n_ctx or 0) - 40, 560)
     client.open(GenerateRequest(spec, LONG, prompt="word " * count)).collect()
 
 
@@ -53,7 +53,7 @@ def started(client: EngineClient) -> EngineClient:
     [
         LoadOptions(n_ctx=4096),
         LoadOptions(n_ctx=8192, cache_type_k="q8_0", cache_type_v="q8_0"),
-        LoadOptions(n_ctx=1024, use_mmap=False, flash_attn="off"),
+        LoadOptions(n_ctx=600, use_mmap=False, flash_attn="off"),
     ],
     ids=["default", "quantized cache", "no mmap, no flash attention"],
 )
@@ -72,7 +72,7 @@ def test_the_prediction_is_within_five_percent(started: EngineClient, smollm2_pa
 def test_the_layout_without_memory_is_that_with_memory(smollm2_path: Path, log: LogCapture) -> None:
     from llama_magic.models.loading import SOLO_SEQUENCES, context_settings
 
-    options = LoadOptions(n_ctx=1024, use_mmap=False)
+    options = LoadOptions(n_ctx=600, use_mmap=False)
     dry = dry_run(str(smollm2_path), options, 1024, 2, log)
     model = NativeModel(str(smollm2_path), log, use_mmap=False)
     context = NativeContext(model, context_settings(options, 1024, 2, n_seq_max=SOLO_SEQUENCES))
@@ -208,7 +208,8 @@ def test_the_bandwidth_bounds_what_is_reached(client: EngineClient, smollm2_path
 def test_unloading_gives_the_memory_back(started: EngineClient, smollm2_path: Path) -> None:
     spec = ModelSpec(str(smollm2_path), "smollm2", LoadOptions(n_ctx=8192))
     fresh = held(started)
-    use(started, spec)  # libraries, templates and threads come with the first model and stay
+    # Libraries, templates and threads come with the first model and stay.
+    use(started, ModelSpec(spec.path, spec.ref, LoadOptions(n_ctx=256)))
     started.request(UnloadRequest())
     assert held(started) - fresh < 16 << 20
     before = held(started)
