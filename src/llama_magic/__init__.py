@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
-    from llama_magic.api.model import Chat, Model, download, inspect, load
+    from llama_magic.api.library import catalog, delete, download, search
+    from llama_magic.api.model import Chat, Model, inspect, load
     from llama_magic.api.quantize import ftypes, plan, quantize
     from llama_magic.api.saved import SavedConversation, SavedConversations, saved_conversations
     from llama_magic.api.session import Session, current_session
@@ -57,8 +58,17 @@ if TYPE_CHECKING:
         Timings,
         TokenLogprob,
     )
-    from llama_magic.models.gguf import ModelMetadata, TensorInfo
     from llama_magic.models.fit import DeviceFit, FitReport, QuantizationFit
+    from llama_magic.models.gguf import ModelMetadata, TensorInfo
+    from llama_magic.models.library import (
+        Catalogue,
+        CatalogueEntry,
+        ModelList,
+        SearchHit,
+        SearchResults,
+        StoredModel,
+        Unfinished,
+    )
     from llama_magic.models.options import LoadOptions, ModelInfo
     from llama_magic.quantization.ftypes import Ftype, FtypeTable
     from llama_magic.quantization.imatrix import ImatrixResult
@@ -73,7 +83,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "llama_magic.api.fit": "fit",
     "llama_magic.api.imatrix": "imatrix",
-    "llama_magic.api.model": "Chat Model download inspect load",
+    "llama_magic.api.library": "catalog delete download search",
+    "llama_magic.api.model": "Chat Model inspect load",
     "llama_magic.api.quantize": "ftypes plan quantize",
     "llama_magic.api.saved": "SavedConversation SavedConversations saved_conversations",
     "llama_magic.api.session": "Session current_session",
@@ -90,6 +101,9 @@ _HOMES = {
     "llama_magic.inference.results": "Candidate Chunk Completion Message Receipt Sample Timings TokenLogprob",
     "llama_magic.models.gguf": "ModelMetadata TensorInfo",
     "llama_magic.models.fit": "DeviceFit FitReport QuantizationFit",
+    "llama_magic.models.library": (
+        "Catalogue CatalogueEntry ModelList SearchHit SearchResults StoredModel Unfinished"
+    ),
     "llama_magic.models.options": "LoadOptions ModelInfo",
     "llama_magic.quantization.ftypes": "Ftype FtypeTable",
     "llama_magic.quantization.imatrix": "ImatrixResult",
@@ -99,6 +113,8 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 
 __all__ = [
     "Candidate",
+    "Catalogue",
+    "CatalogueEntry",
     "Chat",
     "ChatTemplateError",
     "Chunk",
@@ -129,6 +145,7 @@ __all__ = [
     "Model",
     "ModelError",
     "ModelInfo",
+    "ModelList",
     "ModelMetadata",
     "ModelNotFoundError",
     "NativeError",
@@ -145,13 +162,19 @@ __all__ = [
     "SavedConversations",
     "SavedStateError",
     "SchemaError",
+    "SearchHit",
+    "SearchResults",
     "Session",
+    "StoredModel",
     "TensorChoice",
     "TensorInfo",
     "Timings",
     "TokenLogprob",
+    "Unfinished",
     "__version__",
+    "catalog",
     "current_session",
+    "delete",
     "download",
     "fit",
     "ftypes",
@@ -159,14 +182,18 @@ __all__ = [
     "inspect",
     "load",
     "microscope",
+    "models",
     "plan",
     "quantize",
     "saved_conversations",
+    "search",
     "tensor_errors",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "models":  # the package, which can be called
+        return importlib.import_module("llama_magic.models")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -96,7 +96,8 @@ def _hit(info: Any, patience: Patience) -> SearchHit:
     total = gguf.get("total", 0)
     tags = [tag for tag in info.tags or () if isinstance(tag, str)]
     licence = next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), "")
-    repo, file, size, quants = str(info.id), "", 0, ()
+    repo, file, size = str(info.id), "", 0
+    quants: tuple[str, ...] = ()
     try:
         listing = list_repository(HubReference(repo), patience)
         names = models_among(listing.files)
