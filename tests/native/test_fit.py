@@ -243,6 +243,7 @@ def test_the_budget_unloads_what_was_used_longest_ago(
     small = ModelSpec(str(files[1]), "b", LoadOptions(n_ctx=512, memory_budget=one // 2))
     with pytest.raises(OutOfMemoryError, match="left of the memory_budget"):
         started.request(LoadRequest(small))
+    assert loaded() == ["a", "c"]  # what could not help was not unloaded
     assert started.request(LoadRequest(small, force=True)).path == str(files[1])
 
 

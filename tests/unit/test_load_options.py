@@ -111,4 +111,5 @@ def test_smaller_quantizations() -> None:
     rows = choices(ModelMetadata("m", {}, tensors), rest=1000, free=700_000)
     assert next(row.ftype for row in rows if row.fits) == "Q5_K_S"
     assert next(row for row in rows if row.ftype == "Q8_0").weights == int(1e6 * BITS_PER_WEIGHT["Q8_0"] / 8)
+    assert "F16" not in {row.ftype for row in rows}
     assert "F16" in {row.ftype for row in choices(ModelMetadata("m", {}, (TensorInfo("a", (8,), "F32", 0, 32),)), 0, 0)}

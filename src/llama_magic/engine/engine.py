@@ -207,10 +207,11 @@ class Engine:
     def _make_room(self, spec: ModelSpec, metadata: ModelMetadata) -> LoadPlan:
         """Unload what was used longest ago until the model fits; refuse it where it can not."""
         plan = plan_load(spec, metadata, self.log, self._held())
+        check(spec, metadata, plan, room(spec, 0, self._held()))  # better refused before anything is unloaded
         while self._loaded and plan.need.total > room(spec, self._held()):
             self._drop(next(iter(self._loaded)))
             trim()
-        check(spec, metadata, plan, self._held())
+        check(spec, metadata, plan, room(spec, self._held()))
         return plan
 
     def _held(self) -> int:

@@ -71,15 +71,23 @@ def plan_load(spec: ModelSpec, metadata: ModelMetadata, log: LogCapture, held: i
     return LoadPlan(MemoryNeed(weights, cache, compute + layout.output, layout.host), layers, short)
 
 
-def room(spec: ModelSpec, held: int) -> int:
-    """Return the bytes that a load may take now: what is free, within the budget for all models together."""
-    free = available_memory()
+def room(spec: ModelSpec, held: int, released: int = 0) -> int:
+    """Return the bytes that a load may take: what is free, within the budget for all models together.
+
+    Parameters
+    ----------
+    held
+        Bytes that other models hold meanwhile.
+    released
+        Bytes that models give back before.
+    """
+    free = available_memory() + released
     budget = spec.options.memory_budget
     return free if budget is None else max(0, min(free, budget - held))
 
 
-def check(spec: ModelSpec, metadata: ModelMetadata, plan: LoadPlan, held: int) -> None:
-    """Raise `OutOfMemoryError`, with the numbers and what helps, where a model does not fit."""
+def check(spec: ModelSpec, metadata: ModelMetadata, plan: LoadPlan, free: int) -> None:
+    """Raise `OutOfMemoryError`, with the numbers and what helps, where a model does not fit into `free` bytes."""
     if plan.short is not None:
         device, size = plan.short
         raise OutOfMemoryError(
@@ -87,7 +95,6 @@ def check(spec: ModelSpec, metadata: ModelMetadata, plan: LoadPlan, held: int) -
             "there. What helps: fewer layers (-ngl auto finds how many fit); a smaller context; a smaller "
             "quantization; --force to try all the same."
         )
-    free = room(spec, held)
     if plan.need.total > free:
         raise OutOfMemoryError(_refusal(spec, metadata, plan.need, free))
 

@@ -176,14 +176,16 @@ class FitReport:
     @property
     def verdict(self) -> str:
         """The answer in a sentence."""
-        first = self.devices[0]
+        from llama_magic.models.card import clean
+
+        first, name = self.devices[0], clean(self.ref)
         short = [device.name for device in self.devices if not device.fits]
         if not short:
-            return f"{self.ref} fits: it takes {format_bytes(self.need)}, {format_bytes(first.free)} of memory are free"
+            return f"{name} fits: it takes {format_bytes(self.need)}, {format_bytes(first.free)} of memory are free"
         if self.fits:
-            return f"{self.ref} fits once other models are unloaded, which happens by itself"
-        where = " and ".join(name if name != "CPU" else "memory" for name in short)
-        return f"{self.ref} does not fit into {where}: it takes {format_bytes(self.need)}"
+            return f"{name} fits once other models are unloaded, which happens by itself"
+        where = " and ".join(each if each != "CPU" else "memory" for each in short)
+        return f"{name} does not fit into {where}: it takes {format_bytes(self.need)}"
 
     @property
     def speed(self) -> str:
@@ -257,7 +259,7 @@ def choices(metadata: ModelMetadata, rest: int, free: int) -> tuple[Quantization
     """Return about what quantizations smaller than the file's own would take; `rest` is what is no weights."""
     rows = []
     for ftype, bits in BITS_PER_WEIGHT.items():
-        if bits < metadata.bits_per_weight:
+        if bits < 0.98 * metadata.bits_per_weight and ftype != metadata.ftype:
             weights = int(metadata.n_params * bits / 8)
             rows.append(QuantizationFit(ftype, bits, weights, weights + rest, weights + rest <= free))
     return tuple(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llama_magic.markup import bar, details, facts, heading, note, page, table, text_table
+from llama_magic.models.card import clean
 from llama_magic.models.fit import DeviceFit, FitReport
 from llama_magic.units import format_bytes, format_count
 
@@ -41,7 +42,7 @@ def html(report: FitReport) -> str:
         need = bar(device.need / device.free if device.free else 1.0, sizes[-1])
         rows.append((name, *sizes[:-1], need, free, fits))
     parts = [
-        heading(report.ref, _model(report)),
+        heading(clean(report.ref), _model(report)),
         note(report.verdict, tone),
         table(_HEAD, rows, _ALIGN),
         facts([("speed", report.speed)]),
