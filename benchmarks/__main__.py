@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import conversation, display, memory, metadata, overhead, samples, speed, startup
+from benchmarks import conversation, display, imatrix, memory, metadata, overhead, samples, speed, startup
 from benchmarks.report import machine, write
 from benchmarks.rows import Row, failed
 from benchmarks.runner import ROOT, Setup
@@ -27,6 +27,7 @@ GROUPS: dict[str, Callable[[Setup], list[Row]]] = {
     "bytes": display.measure,
     "memory": memory.measure,
     "metadata": metadata.measure,
+    "imatrix": imatrix.measure,
 }
 
 

@@ -20,7 +20,7 @@ from benchmarks.runner import BUILD
 __all__ = ["tool"]
 
 _PACKAGE = "llama-cpp-python"
-_TARGETS = ("llama-bench", "llama-quantize")
+_TARGETS = ("llama-bench", "llama-imatrix", "llama-quantize")
 _FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DCMAKE_C_FLAGS=-U__AMX_INT8__",

@@ -497,6 +497,22 @@ def test_the_public_function(dense: tuple[Path, Weights], tmp_path: Path, monkey
     assert read_imatrix("sum.gguf").chunk_count == 8
 
 
+@pytest.mark.slow
+def test_types_below_three_bits_work_with_it(tmp_path: Path) -> None:
+    """The rows are divisible by 256, so every matrix gets the type that is asked for."""
+    model = tmp_path / "wide.gguf"
+    tiny_llama(model, embd=256, ff=256, still_query=False)
+    matrix = lm.imatrix(str(model), TEXT + "\n", out=tmp_path / "wide.imatrix.gguf", n_ctx=N_CTX, n_threads=1)
+    made = lm.quantize(model, ["IQ2_XXS", "IQ1_S"], tmp_path, imatrix=matrix, n_threads=2)
+    assert isinstance(made, lm.QuantizeResults)
+    for result in made:
+        assert result.ftype in result.types
+        assert not result.fallbacks
+        with lm.load(str(result.path), n_ctx=128, n_threads=1) as loaded:
+            assert len(loaded.generate("the fox", max_tokens=4, ignore_eos=True).tokens) == 4
+    lm.current_session().unload()
+
+
 # -- against llama.cpp's own tools -----------------------------------------------------------------------------------
 
 
@@ -554,6 +570,15 @@ def test_smollm2_as_llama_imatrix(smollm2_path: Path, tmp_path: Path, log: LogCa
     result = collect(smollm2_path, tmp_path / "ours.gguf", log, texts=(part,), options=options, chunks=2)
     assert_close(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
     assert f"PPL = {result.perplexity:.4f}" in said
+
+
+def test_llama_quantize_reads_it(tmp_path: Path) -> None:
+    model = tmp_path / "wide.gguf"
+    tiny_llama(model, embd=256, ff=256)
+    matrix = lm.imatrix(str(model), TEXT + "\n", out=tmp_path / "m.gguf", n_ctx=N_CTX, n_threads=1)
+    tool("llama-quantize", "--imatrix", matrix, model, tmp_path / "theirs.gguf", "IQ2_XXS", "1")
+    lm.quantize(model, "IQ2_XXS", tmp_path / "ours.gguf", imatrix=matrix, n_threads=1)
+    assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
 def test_files_go_both_ways(dense: tuple[Path, Weights], tmp_path: Path, log: LogCapture) -> None:
