@@ -127,8 +127,8 @@ class Engine:
     # -- loading ---------------------------------------------------------------------------
 
     def _handle_load(self, request: LoadRequest) -> ModelInfo:
-        loaded, _ = self._get(request.spec, force=request.force)
-        return loaded.info
+        loaded, seconds = self._get(request.spec, force=request.force)
+        return replace(loaded.info, load_s=seconds)
 
     def _handle_unload(self, request: UnloadRequest) -> tuple[str, ...]:
         keys = [key for key in self._loaded if request.path is None or key[0] == request.path]

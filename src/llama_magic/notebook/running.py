@@ -105,4 +105,7 @@ def _shareable(receipt: Receipt) -> dict[str, Any]:
     for key in ("model", "path", "llama_cli"):
         if len(home) > 1:
             values[key] = values[key].replace(home + os.sep, "~" + os.sep)
+    if lora := values["options"].get("lora"):
+        shown = [(path.replace(home + os.sep, "~" + os.sep) if len(home) > 1 else path, scale) for path, scale in lora]
+        values["options"] = {**values["options"], "lora": shown}
     return values
