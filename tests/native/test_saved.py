@@ -20,6 +20,7 @@ from llama_magic.errors import InvalidRequestError, JobInterrupted, OutOfMemoryE
 from llama_magic.inference.conversation import Conversation
 from llama_magic.inference.saved import Part, pack_ids, read_header, read_held, read_text, write_saved
 from llama_magic.models.options import LoadOptions, ModelSpec
+from tests.native.test_adapters import write_adapter
 
 SYSTEM = "You are the guide of a small zoo. " + "It has llamas, goats, owls and an old turtle called Karl. " * 12
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24, "seed": 1}
@@ -119,6 +120,23 @@ def test_other_kinds_of_cache(client: EngineClient, smollm2_path: Path, options:
     plain = open_model(client, smollm2_path)
     with pytest.raises(SavedStateError, match=r"\(-ctk\) \(q8_0, here f16\)|\(-fa\) \(on, here off\)"):
         plain.restore("zoo")
+
+
+def test_adapters_are_known_by_their_content(client: EngineClient, smollm2_path: Path, tmp_path: Path) -> None:
+    file = write_adapter(tmp_path / "one.gguf")
+    model = open_model(client, smollm2_path, lora=((str(file), 1.0),))
+    saved = talk(model).save("zoo")
+    moved = tmp_path / "moved.gguf"
+    moved.write_bytes(file.read_bytes())
+    same = open_model(client, smollm2_path, lora=((str(moved), 1.0),))
+    again = same.restore("zoo").generate("And another one?", **GREEDY)
+    assert again.timings.cached_tokens == saved.tokens
+    write_adapter(moved, seed=2)
+    other = tmp_path / "other.gguf"
+    other.write_bytes(moved.read_bytes())
+    for lora in ((), ((str(file), 0.5),), ((str(other), 1.0),)):
+        with pytest.raises(SavedStateError, match=r"other LoRA adapters \(--lora\)"):
+            open_model(client, smollm2_path, lora=lora).restore("zoo")
 
 
 def test_another_model_and_a_smaller_context(
