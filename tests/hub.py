@@ -394,8 +394,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self._start(status, {"Content-Length": str(len(body)), **headers})
         if self.command != "HEAD":
-            self.wfile.write(body)
             self.record.sent += len(body)
+            self.wfile.write(body)
 
     def _content(self, content: Sparse, headers: Mapping[str, str]) -> None:
         size = len(content)
@@ -427,9 +427,10 @@ class _Handler(BaseHTTPRequestHandler):
                 block[place - at] ^= 0xFF
             limits = [limit for limit in (fault.cut, fault.stall) if limit is not None]
             room = min(limits) - sent if limits else len(block)
-            self.wfile.write(block[: max(0, room)])
+            # Counted first: a client that has them all may look at once.
             sent += min(len(block), max(0, room))
             self.record.sent = sent
+            self.wfile.write(block[: max(0, room)])
             if room <= len(block) and limits:
                 if fault.stall is not None:
                     self._wait_until_left()

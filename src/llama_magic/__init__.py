@@ -101,9 +101,7 @@ _HOMES = {
     "llama_magic.inference.results": "Candidate Chunk Completion Message Receipt Sample Timings TokenLogprob",
     "llama_magic.models.gguf": "ModelMetadata TensorInfo",
     "llama_magic.models.fit": "DeviceFit FitReport QuantizationFit",
-    "llama_magic.models.library": (
-        "Catalogue CatalogueEntry ModelList SearchHit SearchResults StoredModel Unfinished"
-    ),
+    "llama_magic.models.library": ("Catalogue CatalogueEntry ModelList SearchHit SearchResults StoredModel Unfinished"),
     "llama_magic.models.options": "LoadOptions ModelInfo",
     "llama_magic.quantization.ftypes": "Ftype FtypeTable",
     "llama_magic.quantization.imatrix": "ImatrixResult",

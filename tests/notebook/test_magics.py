@@ -67,7 +67,7 @@ def client() -> Iterator[FakeClient]:
 
 @pytest.fixture
 def shell(one_shell: Any, client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    def resolve(ref: str) -> Any:
+    def resolve(ref: str, _fetch: Any = None) -> Any:
         if ref == "missing.gguf":
             return real(ref)
         return f"/models/{ref}.gguf"
@@ -365,7 +365,7 @@ def test_load_makes_the_current_model(shell: Any, client: FakeClient, capsys: An
 def test_context_of_zero_is_the_model_s_own(
     shell: Any, client: FakeClient, smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolve_module, "resolve", lambda _ref: str(smollm2_path))
+    monkeypatch.setattr(resolve_module, "resolve", lambda _ref, _fetch: str(smollm2_path))
     shell.ok("%%llama -c 0\nhi")
     assert client.generated[-1].spec.options.n_ctx == 8192
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llama_magic.errors import DownloadError, JobInterrupted, ModelNotFoundError
+from llama_magic.errors import DiskFullError, DownloadError, JobInterrupted, ModelNotFoundError
 from llama_magic.models import download as download_module
 from llama_magic.models.download import Download, DownloadRequest, download
 from llama_magic.models.hub_cache import find_cached, repo_folder
@@ -341,7 +341,7 @@ def test_too_little_room_is_told_before_anything_is_fetched(hub: Hub, monkeypatc
     hub.add(REPO, {FILE: DATA})
     usage = type(shutil.disk_usage("/"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9, 10**6))
-    with pytest.raises(DownloadError, match=r"needs 1\.43 MiB and 977 KiB are free.*HF_HUB_CACHE"):
+    with pytest.raises(DiskFullError, match=r"needs 1\.43 MiB and 977 KiB are free.*HF_HUB_CACHE"):
         fetch()
     assert hub.gets(f"{FILE}?Signature=x") == []
 
@@ -357,7 +357,7 @@ def test_a_disk_that_fills_up_leaves_nothing_under_the_final_name(hub: Hub, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(download_module._Transfer, "_write", write)
-        with pytest.raises(DownloadError, match="is full: free some space"):
+        with pytest.raises(DiskFullError, match="is full: free some space"):
             fetch()
     assert blobs() == []
     assert nothing_final()
@@ -368,7 +368,7 @@ def test_almost_full_stops_and_keeps_what_came(hub: Hub, monkeypatch: pytest.Mon
     hub.add(REPO, {FILE: DATA})
     usage, calls = type(shutil.disk_usage("/")), iter([10**12, 10**12, 10**12])
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**12, 0, next(calls, 10**6)))
-    with pytest.raises(DownloadError, match="almost full.*What came is kept"):
+    with pytest.raises(DiskFullError, match="almost full.*What came is kept"):
         fetch()
     assert nothing_final()
     (partial,) = (repo_folder(REPO) / "blobs").iterdir()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from llama_magic.api.library import locate
 from llama_magic.engine.client import get_client
 from llama_magic.engine.jobs import run_job
 from llama_magic.engine.protocol import StatusRequest
 from llama_magic.models.fit import FitReport, FitRequest
 from llama_magic.models.gguf import read_metadata
 from llama_magic.models.options import LoadOptions
-from llama_magic.models.resolve import resolve
 from llama_magic.progress import Report
 
 __all__ = ["fit", "fit_options", "worker_memory"]
@@ -49,7 +49,7 @@ def fit_options(ref: str, options: LoadOptions, progress: Report | None = None, 
     from llama_magic.models.remote import hub_of, inspect_hub
 
     reference = hub_of(ref)
-    metadata = read_metadata(resolve(ref)) if reference is None else inspect_hub(reference, progress)
+    metadata = read_metadata(locate(ref, progress)) if reference is None else inspect_hub(reference, progress)
     if whole and metadata.n_ctx_train:
         options = options.replace(n_ctx=metadata.n_ctx_train)
     local = os.path.isfile(metadata.path)  # noqa: PTH113 - the path of a file on the Hub is none

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llama_magic.api.files import check_writable
+from llama_magic.api.library import locate
 from llama_magic.engine.jobs import run_job
 from llama_magic.errors import InvalidRequestError, JobInterrupted
 from llama_magic.models.options import LoadOptions, ModelSpec
-from llama_magic.models.resolve import resolve
 from llama_magic.progress import Report
 from llama_magic.quantization.imatrix import (
     CALIBRATION,
@@ -137,7 +137,7 @@ def collect_imatrix(
     if isinstance(ref, ModelSpec):
         model, name, options = ref.path, ref.ref, ref.options
     elif ref is not None:
-        model, name = str(resolve(ref)), ref
+        model, name = locate(ref, progress), ref
     options = options.replace(n_ctx=512 if n_ctx is None else n_ctx)
     target = _target(out, model)
     request = ImatrixRequest(

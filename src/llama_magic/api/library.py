@@ -9,16 +9,19 @@ from llama_magic.engine.client import get_client
 from llama_magic.engine.jobs import run_job
 from llama_magic.engine.protocol import StatusRequest, UnloadRequest
 from llama_magic.errors import InvalidRequestError, JobInterrupted
+from llama_magic.models import aliases as short_names
 from llama_magic.models import resolve as references
 from llama_magic.models.catalogue import CATALOGUE, SearchRequest
 from llama_magic.models.download import Download, DownloadRequest
 from llama_magic.models.library import Catalogue, ModelList, SearchResults
-from llama_magic.models.references import HubReference
+from llama_magic.models.references import DEFAULT_MODEL, HubReference, parse_hub
 from llama_magic.models.store import Deletion, list_models, plan_deletion
 from llama_magic.models.store import delete as remove
 from llama_magic.progress import Report
 
 __all__ = [
+    "aliases",
+    "aliases_file",
     "catalog",
     "delete",
     "delete_planned",
@@ -28,7 +31,9 @@ __all__ = [
     "locate",
     "models",
     "plan_delete",
+    "remove_alias",
     "search",
+    "set_alias",
 ]
 
 _KEPT = "stopped; what came is kept, and the next download goes on from there."
@@ -146,3 +151,40 @@ def search(words: str, *, limit: int = 15, progress: Report | None = None) -> Se
 def catalog() -> Catalogue:
     """Return a table of small instruct models that are good for teaching."""
     return CATALOGUE
+
+
+def aliases() -> dict[str, str]:
+    """Return the references of models by their short names."""
+    return short_names.aliases()
+
+
+def aliases_file() -> Path:
+    """Return the file that keeps the short names."""
+    return short_names.aliases_file()
+
+
+def set_alias(name: str, ref: str) -> tuple[str, str | None]:
+    """Let a short name stand for a reference; returns the reference as it is kept, and what it was before.
+
+    The path of a file is made absolute, so that it means the same in every folder.
+
+    Raises
+    ------
+    InvalidRequestError, ModelNotFoundError
+    """
+    path = Path(ref).expanduser()
+    if not ref.startswith("hf:") and path.is_file():
+        ref = str(path.absolute())
+    elif ref.lower() != DEFAULT_MODEL and ref not in aliases() and parse_hub(ref) is None:
+        references.locate(ref)  # says what is wrong with it
+    return ref, short_names.set_alias(name, ref, reserved=(DEFAULT_MODEL,))
+
+
+def remove_alias(name: str) -> str:
+    """Forget a short name; returns what it stood for.
+
+    Raises
+    ------
+    ModelNotFoundError
+    """
+    return short_names.remove_alias(name)

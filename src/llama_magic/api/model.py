@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
+from llama_magic.api.library import locate
 from llama_magic.api.saved import SavedConversation, load_saved, put_state, save_state
 from llama_magic.api.schema import Schema, load_schema
 from llama_magic.api.session import Generation
@@ -29,26 +30,15 @@ from llama_magic.inference.params import SamplingParams
 from llama_magic.inference.results import Completion, Message
 from llama_magic.models.gguf import ModelMetadata, read_metadata
 from llama_magic.models.options import LoadOptions, ModelInfo, ModelSpec
-from llama_magic.models.resolve import resolve
 from llama_magic.progress import Report
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Chat", "Model", "download", "inspect", "load"]
+__all__ = ["Chat", "Model", "inspect", "load"]
 
 #: A prompt: text to continue, or messages of a chat as (role, content) pairs or as OpenAI's dicts.
 PromptLike = str | Sequence[Message | tuple[str, str] | Mapping[str, str]]
-
-
-def download(ref: str) -> Path:
-    """Return the local file that a model reference means, fetching it from the Hub where needed.
-
-    Raises
-    ------
-    ModelNotFoundError, DownloadError
-    """
-    return Path(resolve(ref))
 
 
 def inspect(ref: str | os.PathLike[str], *, progress: Report | None = None) -> ModelMetadata:
@@ -64,7 +54,7 @@ def inspect(ref: str | os.PathLike[str], *, progress: Report | None = None) -> M
 
     reference = hub_of(os.fspath(ref))
     if reference is None:
-        return read_metadata(resolve(os.fspath(ref)))
+        return read_metadata(locate(ref, progress))
     return inspect_hub(reference, progress)
 
 
@@ -114,7 +104,7 @@ def load(
     if backend == "cpu":
         options["devices"] = ("CPU",)
     chosen = LoadOptions.from_keywords(n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=n_threads, **options)
-    spec = ModelSpec(resolve(ref), ref, chosen)
+    spec = ModelSpec(locate(ref, progress), ref, chosen)
     client: Client
     if isolate:
         client = get_client()

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from llama_magic.api.library import locate
 from llama_magic.engine.client import get_client
 from llama_magic.engine.jobs import run_job
 from llama_magic.errors import InvalidRequestError, JobInterrupted, ModelNotFoundError
 from llama_magic.models.gguf import read_metadata
 from llama_magic.models.metadata import ModelMetadata
-from llama_magic.models.resolve import resolve
 from llama_magic.progress import Report
 from llama_magic.quantization.ftypes import COPY, FtypeTable, find_ftype, find_tensor_type, is_float
 from llama_magic.quantization.requests import (
@@ -85,7 +85,7 @@ def plan(
     ------
     ModelNotFoundError, InvalidModelError, InvalidRequestError
     """
-    source = resolve(os.fspath(src))
+    source = locate(src, progress)
     metadata = read_metadata(source)
     checked = _options(metadata, imatrix, allow_requantize=True, **options)
     request: Any = PlanRequest(source, _names(ftype), checked)  # a job, but too short for a worker of its own
@@ -171,7 +171,7 @@ def quantize(
     JobInterrupted
         The user stopped it; files that were finished are kept.
     """
-    source = resolve(os.fspath(src))
+    source = locate(src, progress)
     metadata = read_metadata(source)
     checked = _options(metadata, imatrix, **options)
     names = _names(ftype)

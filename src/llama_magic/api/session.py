@@ -82,15 +82,23 @@ class Session:
         path, ref, loading = self._current
         return ModelSpec(path, ref, self._options(loading, path))
 
-    def spec(self, ref: str | None = None, loading: Mapping[str, Any] | None = None) -> ModelSpec:
-        """Return the model that `ref` names (the current one when None), to be loaded with these options."""
+    def spec(
+        self,
+        ref: str | None = None,
+        loading: Mapping[str, Any] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> ModelSpec:
+        """Return the model that `ref` names (the current one when None), to be loaded with these options.
+
+        A model of the Hub that is not here yet is downloaded.
+        """
         if self._current is not None and ref in (None, self._current[1]):
             path, ref, own = self._current
             return ModelSpec(path, ref, self._options({**own, **(loading or {})}, path))
-        from llama_magic.models.resolve import resolve
+        from llama_magic.api.library import locate
 
         ref = ref or self.default_model
-        path = str(resolve(ref))
+        path = locate(ref, on_progress)
         return ModelSpec(path, ref, self._options(loading or {}, path))
 
     def _options(self, loading: Mapping[str, Any], path: str) -> LoadOptions:
@@ -110,7 +118,7 @@ class Session:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> ModelInfo:
         """Load a model and make it the current one."""
-        spec = self.spec(ref, loading)
+        spec = self.spec(ref, loading, on_progress)
         info = _client().request(LoadRequest(spec, force), on_progress=on_progress)
         assert isinstance(info, ModelInfo)
         self._current, self.info = (spec.path, spec.ref, dict(loading or {})), info
@@ -135,12 +143,15 @@ class Session:
 
     # generating
 
-    def start(self, ask: Ask) -> Generation:
-        """Send a request; raises before anything is sent where the request can not work."""
+    def start(self, ask: Ask, on_progress: Callable[[Progress], None] | None = None) -> Generation:
+        """Send a request; raises before anything is sent where the request can not work.
+
+        `on_progress` is called while the model is downloaded; loading it is told by the generation.
+        """
         self._check(ask)
         schema = None if ask.schema is None else load_schema(ask.schema)
         params = self._params(ask.sampling, schema)
-        spec = self.spec(ask.ref, ask.loading)
+        spec = self.spec(ask.ref, ask.loading, on_progress)
         system = self.system if ask.system is None else ask.system
         if ask.chat is not None:
             return self._start_turn(ask, spec, params, schema, system)
@@ -328,13 +339,13 @@ class Session:
         """Load the model that a conversation was saved with. A file may name any: nothing is downloaded for it."""
         from pathlib import Path
 
+        from llama_magic.api.library import locate
         from llama_magic.api.saved import loading_of
-        from llama_magic.models.resolve import resolve
 
         if Path(header.path).is_file():
             path = header.path
         elif header.ref == DEFAULT_MODEL or Path(header.ref).expanduser().is_file():
-            path = str(resolve(header.ref))
+            path = locate(header.ref, on_progress)
         else:
             raise SavedStateError(
                 f"the model it was saved with is not here: %llama load {header.ref}, and restore again. "

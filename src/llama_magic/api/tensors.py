@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from llama_magic.api.library import locate
 from llama_magic.engine.jobs import run_job
 from llama_magic.errors import InvalidRequestError
-from llama_magic.models.resolve import resolve
 from llama_magic.progress import Report
 from llama_magic.quantization.ftypes import find_tensor_type
 from llama_magic.quantization.microscope import Microscope, MicroscopeRequest
@@ -60,7 +60,7 @@ def microscope(
             raise InvalidRequestError(f"there is no importance matrix {str(imatrix)!r}; %llama imatrix makes one")
         matrix = str(path)
     request = MicroscopeRequest(
-        resolve(os.fspath(ref)), tensor, find_tensor_type(ftype), ftype.strip().upper(), block, matrix, n_threads
+        locate(ref, progress), tensor, find_tensor_type(ftype), ftype.strip().upper(), block, matrix, n_threads
     )
     seen = run_job(request, progress)
     assert isinstance(seen, Microscope)
@@ -93,7 +93,7 @@ def tensor_errors(
     JobInterrupted
         It was stopped.
     """
-    request = TensorErrorsRequest(resolve(os.fspath(quantized)), resolve(os.fspath(source)), n_threads)
+    request = TensorErrorsRequest(locate(quantized, progress), locate(source, progress), n_threads)
     found = run_job(request, progress)
     assert isinstance(found, TensorErrors)
     return found

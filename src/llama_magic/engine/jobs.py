@@ -26,6 +26,8 @@ RUNNERS: dict[str, str] = {
     "TensorErrorsRequest": "llama_magic.quantization.comparing:run",
     "ImatrixRequest": "llama_magic.quantization.collecting:run",
     "FitRequest": "llama_magic.engine.fitting:run",
+    "DownloadRequest": "llama_magic.models.download:run",
+    "SearchRequest": "llama_magic.models.catalogue:run",
 }
 
 _make_client: Callable[[], Client] = EngineClient

@@ -21,7 +21,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llama_magic.errors import DownloadError, JobInterrupted, LlamaMagicError, ModelNotFoundError
+from llama_magic.errors import DiskFullError, DownloadError, JobInterrupted, LlamaMagicError, ModelNotFoundError
 from llama_magic.models.hub import (
     TIMEOUT_S,
     HubFile,
@@ -133,6 +133,8 @@ def download(
     Raises
     ------
     ModelNotFoundError, DownloadError
+    DiskFullError
+        There is too little room.
     JobInterrupted
         `cancelled` said so; what came is kept for the next time.
     """
@@ -187,7 +189,7 @@ def _disk_errors() -> Iterator[None]:
         raise
     except OSError as exc:
         if exc.errno in _FULL:
-            raise DownloadError(
+            raise DiskFullError(
                 f"the disk with {hub_cache()} is full: free some space (%llama models shows what there is), "
                 "or set HF_HUB_CACHE to a folder on a larger disk"
             ) from exc
@@ -270,7 +272,7 @@ class _Batch:
     def _check_space(self, need: int) -> None:
         free = shutil.disk_usage(self.blobs).free
         if need + RESERVE > free:
-            raise DownloadError(
+            raise DiskFullError(
                 f"{self._label} needs {format_bytes(need)} and {format_bytes(free)} are free at {hub_cache()} "
                 f"({format_bytes(RESERVE)} are left alone): free {format_bytes(need + RESERVE - free)} "
                 "(%llama models shows what there is), or set HF_HUB_CACHE to a folder on a larger disk"
@@ -282,7 +284,7 @@ class _Batch:
         """Look whether to go on; every now and then, whether the disk still has room."""
         self._check()
         if written % _LOOK < _LOOK // 32 and (free := shutil.disk_usage(self.blobs).free) < RESERVE // 2:
-            raise DownloadError(
+            raise DiskFullError(
                 f"the disk with {hub_cache()} is almost full ({format_bytes(free)} left), so the download stopped. "
                 "What came is kept: free some space (%llama models shows what there is) and run it again"
             )

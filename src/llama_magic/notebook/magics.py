@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llama_magic.inference.results import Completion
+    from llama_magic.progress import Report
 
 __all__ = ["LlamaMagic"]
 
@@ -116,11 +117,11 @@ class LlamaMagic(Magics, Defaults):
         sampling = arguments.group("sampling")
         if "schema" in sampling:
             raise InvalidRequestError("retry keeps the schema of the turn; leave out --schema")
-        self._show(arguments, lambda: self.session.retry(arguments.word, sampling))
+        self._show(arguments, lambda _progress: self.session.retry(arguments.word, sampling))
 
     def _cell(self, arguments: Arguments, body: str) -> None:
         ask = self._ask(arguments, body)
-        self._show(arguments, lambda: self.session.start(ask))
+        self._show(arguments, lambda progress: self.session.start(ask, progress))
 
     def _ask(self, arguments: Arguments, body: str) -> Ask:
         if arguments.word in SUBCOMMANDS:
@@ -153,7 +154,7 @@ class LlamaMagic(Magics, Defaults):
         hint = did_you_mean(word, [name for name in self._shell.user_ns if not name.startswith("_")])
         raise SchemaError(f"--schema: there is no variable or file {word!r}.{hint}")
 
-    def _show(self, arguments: Arguments, start: Callable[[], Generation]) -> None:
+    def _show(self, arguments: Arguments, start: Callable[[Report], Generation]) -> None:
         file = Path(arguments.get("file_out", "")).expanduser()
         if "file_out" in arguments.values:
             check_writable(file)
@@ -172,7 +173,7 @@ class LlamaMagic(Magics, Defaults):
             if "file_out" in arguments.values and completion.finish_reason != "interrupted":
                 write_text(file, all_text(completion))
 
-        run(start, view, done, linger=_LINGER_S if hasattr(self._shell, "kernel") else 0.0)
+        run(lambda: start(view.progress), view, done, linger=_LINGER_S if hasattr(self._shell, "kernel") else 0.0)
 
 
 def _unknown(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_magic.notebook.lines import convert, fit, imatrix, models, quantize, session
+from llama_magic.notebook.lines import convert, fit, imatrix, library, models, quantize, session
 from llama_magic.notebook.parsers import Parser
 
 __all__ = ["CELL", "SUBCOMMANDS"]
@@ -23,6 +23,7 @@ SUBCOMMANDS: dict[str, Parser] = {
     parser.name: parser
     for parser in (
         *session.PARSERS,
+        *library.PARSERS,
         *models.PARSERS,
         *fit.PARSERS,
         *quantize.PARSERS,

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from llama_magic.api import library
 from llama_magic.errors import InvalidRequestError
-from llama_magic.models.aliases import aliases, aliases_file, remove_alias, set_alias
-from llama_magic.models.references import DEFAULT_MODEL, parse_hub
 from llama_magic.notebook.commands import Context
 from llama_magic.notebook.parsers import Arguments
 from llama_magic.suggest import did_you_mean
@@ -69,34 +67,25 @@ def alias(_context: Context, arguments: Arguments) -> str:
         if words:
             raise InvalidRequestError("alias --delete takes one name and nothing else")
         name = arguments.get("delete")
-        return f"{name} no longer stands for {remove_alias(name)}."
+        return f"{name} no longer stands for {library.remove_alias(name)}."
     if not words:
         return _list()
     if len(words) == 1:
-        known = aliases()
+        known = library.aliases()
         if words[0] in known:
             return f"{words[0]} = {known[words[0]]}"
         raise InvalidRequestError(
             f"there is no alias {words[0]!r}.{did_you_mean(words[0], known)} To make it: %llama alias {words[0]} REF"
         )
-    name, ref = words
-    before = set_alias(name, _lasting(ref), reserved=(DEFAULT_MODEL,))
-    return f"{name} = {_lasting(ref)}" + (f" (it was {before})" if before not in (None, _lasting(ref)) else "")
-
-
-def _lasting(ref: str) -> str:
-    """Return a reference that means the same in every folder: a path is made absolute."""
-    path = Path(ref).expanduser()
-    if ref.startswith("hf:") or (parse_hub(ref) is not None and not path.exists()) or not path.is_file():
-        return ref
-    return str(path.resolve())
+    name, (ref, before) = words[0], library.set_alias(*words)
+    return f"{name} = {ref}" + (f" (it was {before})" if before not in (None, ref) else "")
 
 
 def _list() -> str:
-    known = aliases()
+    known = library.aliases()
     if not known:
         return "There is no alias yet. %llama alias NAME REF makes one."
     width = max(map(len, known))
     return "\n".join(
-        [*(f"{name:<{width}} = {ref}" for name, ref in known.items()), f"They are kept in {aliases_file()}."]
+        [*(f"{name:<{width}} = {ref}" for name, ref in known.items()), f"They are kept in {library.aliases_file()}."]
     )
