@@ -103,6 +103,8 @@ class Fault:
         After so many bytes send nothing more until the client leaves or the Hub is closed.
     rate
         Bytes a second.
+    hold
+        Answer nothing at all, until the client leaves or the Hub is closed.
     no_ranges
         Send the whole file whatever range was asked for.
     redirect
@@ -120,6 +122,7 @@ class Fault:
     corrupt: int | bool | None = None
     stall: int | None = None
     rate: float | None = None
+    hold: bool = False
     no_ranges: bool = False
     redirect: str | None = None
     used: int = 0
@@ -284,7 +287,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.record = Request(self.server.where, self.command, self.path, headers)
         self.fault = hub.take_fault(self.record) or Fault()
         try:
-            if self.fault.status is not None:
+            if self.fault.hold:
+                self._wait_until_left()
+                self.close_connection = True
+            elif self.fault.status is not None:
                 self._refuse(self.fault.status, "injected", **self.fault.headers)
             elif self.fault.redirect is not None:
                 self._answer(302, b"", {"Location": self.fault.redirect})
