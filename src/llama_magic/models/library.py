@@ -119,6 +119,7 @@ class ModelList(Sequence[StoredModel]):
         ]
         head = ("model", "size", "ftype", "parameters", "licence", "last used", "kept by")
         lines = [text_table(head, rows, "lrlrlll")] if rows else ["There is no model on this machine yet."]
+        lines += [f"  {_label(model)} is {clean(model.path)}" for model in self.models if model.place == "Ollama"]
         lines += [f"  {clean(model.ref)}: {clean(model.problem)}" for model in self.models if model.problem]
         return "\n".join([*lines, *self._notes()])
 
@@ -126,9 +127,7 @@ class ModelList(Sequence[StoredModel]):
         largest = max((model.size for model in self.models), default=1) or 1
         rows = [
             (
-                join(_label(model), Html("<br>"), note(clean(model.problem), "warning"))
-                if model.problem
-                else _label(model),
+                _cell(model),
                 bar(model.size / largest, format_bytes(model.size)),
                 *map(clean, _facts(model)),
                 model.place if model.own else badge(model.place),
@@ -157,6 +156,15 @@ def _label(model: StoredModel) -> str:
     if len(shown) > 90:
         shown = "…" + shown[-89:]
     return clean(shown) + (f" ({model.parts} parts)" if model.parts > 1 else "")
+
+
+def _cell(model: StoredModel) -> Html:
+    """Return the name with what else there is to say of it below."""
+    return join(
+        _label(model),
+        note(clean(model.path)) if model.place == "Ollama" else "",
+        note(clean(model.problem), "warning") if model.problem else "",
+    )
 
 
 def _facts(model: StoredModel) -> tuple[str, str, str, str]:
