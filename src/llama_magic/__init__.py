@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
-    from llama_magic.api.library import catalog, delete, download, search
+    from llama_magic.api.library import catalog, delete, download, models, search
     from llama_magic.api.model import Chat, Model, inspect, load
     from llama_magic.api.quantize import ftypes, plan, quantize
     from llama_magic.api.saved import SavedConversation, SavedConversations, saved_conversations

@@ -313,7 +313,7 @@ def tags(html: str) -> set[str]:
 
 
 def test_names_from_strangers_are_shown_as_text(only_here: Path) -> None:
-    make(models_folder() / "x.gguf", **{"general.license": EVIL, "general.name": EVIL})
+    make(models_folder() / "x.gguf", 15, 64, **{"general.license": EVIL, "general.name": EVIL})
     listed = list_models()
     found = SearchResults(EVIL, (SearchHit("a/b", licence=EVIL + "\u202e", quants=(EVIL,)),))
     for shown in (listed, found):
