@@ -17,6 +17,7 @@ from llama_magic.errors import DiskFullError, DownloadError, JobInterrupted, Mod
 from llama_magic.models import download as download_module
 from llama_magic.models.download import Download, DownloadRequest, download
 from llama_magic.models.hub_cache import find_cached, repo_folder
+from llama_magic.models.places import hub_cache
 from llama_magic.models.references import HubReference, parse_hub
 from llama_magic.models.resolve import resolve
 from llama_magic.progress import Progress
@@ -65,7 +66,7 @@ def test_a_file_comes_whole_and_other_tools_find_it(hub: Hub) -> None:
     sent = hub.sent
     assert Path(hf_hub_download(REPO, FILE)) == done.path
     assert try_to_load_from_cache(REPO, FILE) == str(done.path)
-    (cached,) = scan_cache_dir().repos
+    (cached,) = scan_cache_dir(hub_cache()).repos
     assert (cached.repo_id, cached.size_on_disk, cached.nb_files) == (REPO, len(DATA), 1)
     assert hub.sent - sent < 1000
     again = fetch()

@@ -14,7 +14,7 @@ from llama_magic.progress import Progress
 
 __all__ = ["CATALOGUE", "SearchRequest", "run", "search"]
 
-_MIB_SOURCE = (
+_SOURCE = (
     "Parameters, context and licence are those of the models' cards, sizes those of the files on the Hub, "
     "both as of 2025; the Hub's own figures count."
 )
@@ -30,7 +30,7 @@ CATALOGUE = Catalogue((
     CatalogueEntry("SmolLM2 1.7B Instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct-GGUF:Q4_K_M", "apache-2.0", "1.7B",
                    8192, 1_055_609_536, "its training data are public too"),
     CatalogueEntry("Qwen2.5 0.5B Instruct", "Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M", "apache-2.0", "0.49B", 32768,
-                   491_400_032, "many languages; good at JSON for its size"),
+                   491_400_032, "many languages"),
     CatalogueEntry("Qwen2.5 1.5B Instruct", "Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_K_M", "apache-2.0", "1.54B", 32768,
                    1_117_320_736, "many languages, some code"),
     CatalogueEntry("Qwen3 0.6B", "Qwen/Qwen3-0.6B-GGUF:Q8_0", "apache-2.0", "0.6B", 32768, 639_446_688,
@@ -42,8 +42,8 @@ CATALOGUE = Catalogue((
     CatalogueEntry("Gemma 3 1B Instruct", "ggml-org/gemma-3-1b-it-GGUF:Q4_K_M", "gemma", "1B", 32768,
                    806_000_000, "a large vocabulary; a licence with conditions"),
     CatalogueEntry("Phi-4-mini Instruct", "unsloth/Phi-4-mini-instruct-GGUF:Q4_K_M", "mit", "3.8B", 131072,
-                   2_491_874_272, "the best answers here, and the slowest"),
-), _MIB_SOURCE)
+                   2_491_874_272, "the largest and slowest here"),
+), _SOURCE)
 # fmt: on
 
 

@@ -313,8 +313,9 @@ class _Batch:
         told = f"{self._label}: {format_bytes(self._here)} of {format_bytes(self._total)}"
         (since, before) = self._steps[0]
         rate = (self.transferred - before) / (now - since) if now > since else 0.0
-        if rate > 0:
-            told += f", {format_rate(rate)}, {format_seconds((self._total - self._here) / rate)} left"
+        left = self._total - self._here
+        if rate > 0 and left > 0:
+            told += f", {format_rate(rate)}, {format_seconds(max(1, left / rate))} left"
         return told
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from llama_magic.markup import Html, badge, bar, heading, join, note, page, table, text_table
@@ -128,8 +129,8 @@ class ModelList(Sequence[StoredModel]):
         rows = [
             (
                 _cell(model),
-                bar(model.size / largest, format_bytes(model.size)),
-                *map(clean, _facts(model)),
+                bar(model.size / largest, _tight(format_bytes(model.size))),
+                *map(_tight, _facts(model)),
                 model.place if model.own else badge(model.place),
             )
             for model in self.models
@@ -156,6 +157,11 @@ def _label(model: StoredModel) -> str:
     if len(shown) > 90:
         shown = "…" + shown[-89:]
     return clean(shown) + (f" ({model.parts} parts)" if model.parts > 1 else "")
+
+
+def _tight(text: str) -> Html:
+    """Return a text that is not broken into lines."""
+    return Html(f'<span style="white-space:nowrap">{escape(clean(text))}</span>')
 
 
 def _cell(model: StoredModel) -> Html:
@@ -243,7 +249,7 @@ class Catalogue(Sequence[CatalogueEntry]):
         head = ("model", "type this", "size", "parameters", "context", "licence", "")
         largest = max((entry.size for entry in self.entries), default=1)
         rows = [
-            (*row[:2], bar(entry.size / largest, row[2]), *row[3:])
+            (_tight(row[0]), row[1], bar(entry.size / largest, _tight(row[2])), *row[3:5], _tight(row[5]), row[6])
             for entry, row in zip(self.entries, self._rows(), strict=True)
         ]
         title = heading("Small models to begin with", "%llama download REF fetches one")
