@@ -201,6 +201,29 @@ def test_delete_leaves_what_other_revisions_need(hub: Hub, only_here: Path, tmp_
     assert kept.read_bytes() == shared
 
 
+def test_contents_that_repositories_share_go_with_the_last(hub: Hub, only_here: Path, tmp_path: Path) -> None:
+    from huggingface_hub.utils import _shared_blobs
+
+    data, cache = content(tmp_path, 15), hub_cache()
+    for repo in ("a/one", "b/two"):
+        hub.add(repo, {"m-Q4_K_M.gguf": data})
+        blob = fetch(repo).resolve()
+        # What huggingface_hub's own downloads through Xet do afterwards.
+        shared = _shared_blobs.publish_blob_to_shared_store(
+            blob_path=str(blob), xet_hash="d" * 64, cache_dir=cache, expected_size=len(data)
+        )
+        assert shared
+        assert blob.is_symlink()
+    assert [model.ref for model in list_models()] == ["a/one:Q4_K_M", "b/two:Q4_K_M"]
+    (store,) = (cache / "blobs" / "dd").glob("d" * 64)
+    assert lm.delete("a/one:Q4_K_M") == 0
+    assert store.is_file()
+    assert not repo_folder("a/one").exists()
+    assert lm.delete("b/two:Q4_K_M") == len(data)
+    assert not store.exists()
+    assert not repo_folder("b/two").exists()
+
+
 def test_unfinished_downloads_are_shown_and_can_be_freed(hub: Hub, only_here: Path) -> None:
     blobs = repo_folder(REPO) / "blobs"
     blobs.mkdir(parents=True)

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llama_magic.errors import InvalidRequestError, LlamaMagicError, ModelNotFoundError
 from llama_magic.models.gguf import read_metadata
@@ -51,8 +52,9 @@ def list_models() -> ModelList:
     found: list[StoredModel] = []
     seen: set[Path] = set()
     for model in _everything():
+        # Folders of other tools may lie in the Hub's cache, or link to it.
         real = Path(model.path).resolve()
-        if real not in seen:
+        if model.place == "Hub" or real not in seen:
             seen.add(real)
             found.append(model)
     cache = hub_cache()
@@ -234,6 +236,8 @@ class Deletion:
         Bytes that are free afterwards.
     folder
         The repository's folder in the cache, removed where nothing else is left in it.
+    strategy
+        huggingface_hub's own plan, where it keeps the content in a store that several repositories share.
     """
 
     ref: str
@@ -241,6 +245,7 @@ class Deletion:
     files: tuple[Path, ...]
     size: int
     folder: Path | None = None
+    strategy: Any = None
 
 
 def plan_deletion(ref: str) -> Deletion:
@@ -315,7 +320,25 @@ def _of_model(model: StoredModel) -> Deletion:
     # Other revisions may show the same content under other names: all of them go with it.
     links = [link for link in (folder / "snapshots").rglob("*") if link.is_symlink() and _linked(link) in blobs]
     files = tuple(dict.fromkeys([*links, *parts, *blobs]))
+    if any(blob.is_symlink() for blob in blobs):
+        strategy = _shared(blobs)
+        return Deletion(model.ref, model.path, files, int(strategy.expected_freed_size), folder, strategy)
     return Deletion(model.ref, model.path, files, sum(_own_size(file) for file in files), folder)
+
+
+def _shared(blobs: set[Path]) -> Any:
+    """Return huggingface_hub's plan for contents that it shares among repositories: it counts who needs them."""
+    from huggingface_hub import scan_cache_dir
+
+    scanned = scan_cache_dir(hub_cache())
+    files = [
+        file
+        for repo in scanned.repos
+        for revision in repo.revisions
+        for file in revision.files
+        if file.blob_path in blobs
+    ]
+    return scanned.delete_files(*files)
 
 
 def _of_unfinished(ref: str, repo: str) -> Deletion:
@@ -351,6 +374,9 @@ def delete(plan: Deletion) -> int:
     for file in plan.files:
         if not any(root in Path(os.path.normpath(file.absolute())).parents for root in roots):
             raise InvalidRequestError(f"{file} lies outside of the model folders and is not touched")
+    if plan.strategy is not None:
+        plan.strategy.execute()
+        freed = plan.size
     for file in plan.files:
         size = _own_size(file)
         try:
