@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from llama_magic.errors import DiskFullError, DownloadError, JobInterrupted, ModelNotFoundError
-from llama_magic.models import download as download_module
 from llama_magic.models.download import Download, DownloadRequest, download
 from llama_magic.models.hub_cache import find_cached, repo_folder
 from llama_magic.models.places import hub_cache
 from llama_magic.models.references import HubReference, parse_hub
 from llama_magic.models.resolve import resolve
+from llama_magic.models.transfer import Transfer
 from llama_magic.progress import Progress
 from tests.hub import TOKEN, Hub
 
@@ -281,14 +281,14 @@ def test_parts_of_a_split_model_come_side_by_side(hub: Hub) -> None:
     for name in names[1:]:
         hub.fault(name, where="storage", times=1, cut=50_000)
     together = threading.Barrier(3, timeout=20)
-    real = download_module._Transfer.run
+    real = Transfer.run
 
     def run(self: Any) -> None:
         together.wait()
         real(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(download_module._Transfer, "run", run)
+        patch.setattr(Transfer, "run", run)
         done = fetch()
     assert done.path.name == names[0]
     assert done.size == 900_000
@@ -349,7 +349,7 @@ def test_too_little_room_is_told_before_anything_is_fetched(hub: Hub, monkeypatc
 
 def test_a_disk_that_fills_up_leaves_nothing_under_the_final_name(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(REPO, {FILE: DATA})
-    real: Callable[..., None] = download_module._Transfer._write
+    real: Callable[..., None] = Transfer._write
 
     def write(self: Any, out: Any, block: bytes) -> None:
         if self._have > 700_000:
@@ -357,7 +357,7 @@ def test_a_disk_that_fills_up_leaves_nothing_under_the_final_name(hub: Hub, monk
         real(self, out, block)
 
     with monkeypatch.context() as patch:
-        patch.setattr(download_module._Transfer, "_write", write)
+        patch.setattr(Transfer, "_write", write)
         with pytest.raises(DiskFullError, match="is full: free some space"):
             fetch()
     assert blobs() == []

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import os
-import re
 import shutil
 import threading
 import time
@@ -19,40 +16,34 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from llama_magic.errors import DiskFullError, DownloadError, JobInterrupted, LlamaMagicError, ModelNotFoundError
 from llama_magic.models.hub import (
-    TIMEOUT_S,
     HubFile,
     Listing,
     Patience,
-    endpoint,
     explained,
-    is_network,
     list_repository,
 )
 from llama_magic.models.hub_cache import PARTIAL, add_to_cache, repo_folder
 from llama_magic.models.places import hub_cache
 from llama_magic.models.references import HubReference, choose_file, no_such_file, split_parts
+from llama_magic.models.transfer import FULL, Transfer, locked, size_of
 from llama_magic.progress import Progress, Report
 from llama_magic.units import format_bytes, format_rate, format_seconds
 
-__all__ = ["Download", "DownloadRequest", "download", "run"]
+__all__ = ["Batch", "Download", "DownloadRequest", "download", "run"]
 
 #: Parts of a split model, or files of a repository, that are fetched at the same time.
 PARALLEL = 4
 #: Bytes that a download leaves free on the disk: a notebook must still be able to save itself.
 RESERVE = 128 << 20
-#: A connection that is cut ever again is given up after so many cuts, even if each time something came.
-MOST_CUTS = 200
 
 _LOOK = 32 << 20
 _LOOK_S = 0.1
 _REPORTS_S = 0.2
 _RATE_S = 5.0
-_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +134,7 @@ def download(
     report(Progress("download", None, f"asking the Hub for {reference.repo}"))
     listing = list_repository(reference, patience)
     files = [listing.files[name] for name in _wanted(request, listing)]
-    batch = _Batch(listing, report, cancelled, patience)
+    batch = Batch(listing, report, cancelled, patience)
     with _disk_errors():
         batch.fetch(files)
         paths = [
@@ -188,7 +179,7 @@ def _disk_errors() -> Iterator[None]:
     except LlamaMagicError:
         raise
     except OSError as exc:
-        if exc.errno in _FULL:
+        if exc.errno in FULL:
             raise DiskFullError(
                 f"the disk with {hub_cache()} is full: free some space (%llama models shows what there is), "
                 "or set HF_HUB_CACHE to a folder on a larger disk"
@@ -205,7 +196,7 @@ def _disk_errors() -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class _Batch:
+class Batch:
     """Files that are fetched together: several at a time, with one progress for all."""
 
     listing: Listing
@@ -233,7 +224,7 @@ class _Batch:
         if not missing:
             return
         self._total = sum(file.size for file in files)
-        here = {etag: _size(self._partial(file)) for etag, file in missing.items()}
+        here = {etag: size_of(self._partial(file)) for etag, file in missing.items()}
         self._here = self._total - sum(file.size - min(here[etag], file.size) for etag, file in missing.items())
         self._label = Path(files[0].name).name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
         self._check_space(self._total - self._here)
@@ -254,9 +245,9 @@ class _Batch:
 
     def _guarded(self, file: HubFile) -> None:
         try:
-            with explained(self.listing.repo, file.name), _locked(self.listing.repo, file.etag, self._check):
+            with explained(self.listing.repo, file.name), locked(self.listing.repo, file.etag, self._check):
                 if not (self.blobs / file.etag).is_file():
-                    _Transfer(self, file, self._partial(file), self.blobs / file.etag).run()
+                    Transfer(self, file, self._partial(file), self.blobs / file.etag).run()
         except BaseException:
             self._stop.set()
             raise
@@ -317,175 +308,3 @@ class _Batch:
         if rate > 0 and left > 0:
             told += f", {format_rate(rate)}, {format_seconds(max(1, left / rate))} left"
         return told
-
-
-class _Transfer:
-    """One file on its way: asks for what is missing until all is here, then looks at its hash."""
-
-    def __init__(self, batch: _Batch, file: HubFile, partial: Path, blob: Path) -> None:
-        self._batch = batch
-        self._file = file
-        self._partial = partial
-        self._blob = blob
-        self._hash = _hash_for(file)
-        self._have = 0
-
-    def run(self) -> None:
-        """Fetch the file; it appears under its final name only with the right content."""
-        resumed = self._take_up()
-        try:
-            self._fetch()
-            if self._hash.hexdigest() != self._file.etag and resumed:
-                # What an earlier try left may have been wrong: once from the start.
-                self._batch.say("what was here before is wrong, fetching it anew")
-                self._drop()
-                self._fetch()
-        except OSError as exc:
-            if exc.errno in (*_FULL, errno.EFBIG):
-                self._discard()
-            raise
-        if self._hash.hexdigest() != self._file.etag:
-            self._discard()
-            raise DownloadError(
-                f"{self._file.name} did not arrive as the Hub has it (checksum {self._hash.hexdigest()[:12]}…, "
-                f"expected {self._file.etag[:12]}…) and was thrown away. Try again; if it stays so, something between "
-                "here and the Hub changes files."
-            )
-        self._partial.replace(self._blob)
-
-    def _take_up(self) -> bool:
-        """Hash what an earlier try left; returns whether there was something."""
-        size = _size(self._partial)
-        if size > self._file.size:
-            self._batch.count(-self._file.size)
-            self._discard()
-            return False
-        if not size:
-            return False
-        if size > _LOOK:
-            self._batch.say("looking at what is here already")
-        with self._partial.open("rb") as file:
-            while block := file.read(1 << 20):
-                self._batch.check(1)
-                self._hash.update(block)
-                self._have += len(block)
-        return True
-
-    def _fetch(self) -> None:
-        failed, cuts = 0, 0
-        while self._have < self._file.size:
-            before = self._have
-            try:
-                self._request()
-                if self._have == before:
-                    raise ConnectionError("the connection was closed before anything came")  # noqa: TRY301
-            except Exception as exc:
-                cuts += 1
-                failed = 1 if self._have > before else failed + 1
-                if cuts >= MOST_CUTS or not self._batch.patience.worth_another(exc, failed):
-                    raise
-                self._batch.say("the connection broke, trying again" if is_network(exc) else "the Hub asks to wait")
-                self._batch.patience.wait(exc, failed)
-
-    def _request(self) -> None:
-        """Ask for the rest of the file and write what comes."""
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            get_session,
-            hf_raise_for_status,
-        )
-
-        listing = self._batch.listing
-        url = hf_hub_url(listing.repo, self._file.name, revision=listing.commit, endpoint=endpoint())
-        headers = {**build_hf_headers(library_name="llama_magic"), "Accept-Encoding": "identity"}
-        if self._have:
-            headers["Range"] = f"bytes={self._have}-"
-        session: Any = get_session()
-        # It follows redirects, and takes the token along only to where it was meant for.
-        with session.stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
-            if response.status_code == 416:
-                self._drop()
-                return self._request()
-            if response.status_code >= 400 and 0 < int(response.headers.get("Content-Length", 0)) < 1 << 20:
-                response.read()
-            hf_raise_for_status(response)
-            self._place(response)
-            with self._partial.open("ab") as out:
-                try:
-                    for block in response.iter_raw():
-                        self._write(out, block)
-                finally:
-                    out.flush()
-        return None
-
-    def _place(self, response: Any) -> None:
-        """Make sure that what comes goes on where we are; a server that sends all is taken from the start."""
-        match = _RANGE.match(response.headers.get("Content-Range", ""))
-        start = int(match[1]) if response.status_code == 206 and match else 0
-        if start != self._have:
-            if start:
-                raise ConnectionError(f"asked for byte {self._have}, the server sends from {start}")
-            self._drop()
-
-    def _write(self, out: BinaryIO, block: bytes) -> None:
-        self._batch.check(self._have)
-        if self._have + len(block) > self._file.size:
-            self._discard()
-            raise DownloadError(
-                f"the server sends more of {self._file.name} than the Hub says it has; nothing was kept. Try again."
-            )
-        out.write(block)
-        self._hash.update(block)
-        self._have += len(block)
-        self._batch.count(len(block))
-
-    def _drop(self) -> None:
-        """Begin from the start."""
-        self._batch.count(-self._have)
-        self._have = 0
-        self._hash = _hash_for(self._file)
-        with contextlib.suppress(FileNotFoundError):
-            os.truncate(self._partial, 0)
-
-    def _discard(self) -> None:
-        with contextlib.suppress(OSError):
-            self._partial.unlink()
-
-
-def _hash_for(file: HubFile) -> Any:
-    """Return the hash that a file's ETag is made with: SHA-256, or git's for small files."""
-    if len(file.etag) == 64:
-        return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-@contextlib.contextmanager
-def _locked(repo: str, etag: str, check: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock that huggingface_hub's own downloads take too; the second waits for the first."""
-    from filelock import FileLock, Timeout
-
-    folder = hub_cache() / ".locks" / repo_folder(repo).name
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(folder / f"{etag}.lock"))
-    while True:
-        check()
-        try:
-            lock.acquire(timeout=0.2)
-            break
-        except Timeout:
-            continue
-        except (NotImplementedError, OSError):  # a file system without locks: two at a time only waste bandwidth
-            yield
-            return
-    try:
-        yield
-    finally:
-        lock.release()
