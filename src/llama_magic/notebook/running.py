@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_magic.errors import GenerationInterrupted
+from llama_magic.errors import GenerationInterrupted, JobInterrupted
 from llama_magic.notebook.interrupts import OneInterrupt
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def run(
     with OneInterrupt(linger) as interrupt:
         generation: Generation | None = None
         completion: Completion | None = None
+        stopped: JobInterrupted | None = None
         try:
             generation = start()
             generation.stream.on_progress = view.progress
@@ -37,9 +38,10 @@ def run(
                 view.add(chunk)
             completion = generation.stream.completion
             interrupt.hold()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as exc:
             interrupt.hold()
             interrupt.pending = True
+            stopped = exc if isinstance(exc, JobInterrupted) else None  # a download says what it kept
             if generation is not None:
                 completion = generation.stream.cancel()
         except Exception:
@@ -54,7 +56,7 @@ def run(
         else:
             view.fail()
     if interrupt.pending:
-        raise GenerationInterrupted(completion) from None
+        raise stopped or GenerationInterrupted(completion) from None
 
 
 def _show(view: View, completion: Completion) -> None:
