@@ -14,6 +14,7 @@ from llama_magic._version import __version__
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from llama_magic.api.backends import devices, use_backend
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
     from llama_magic.api.library import catalog, delete, download, models, search
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from llama_magic.api.session import Session, current_session
     from llama_magic.api.stream import GenerationStream
     from llama_magic.api.tensors import microscope, tensor_errors
+    from llama_magic.backends.results import Backend, Backends, Device, Devices
     from llama_magic.errors import (
+        BackendError,
+        BuildError,
         ChatTemplateError,
         ContextFullError,
         ConversationError,
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         NativeError,
         OutOfMemoryError,
+        RpcHostError,
         SavedStateError,
         SchemaError,
     )
@@ -81,6 +86,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "llama_magic.api.backends": "devices use_backend",
     "llama_magic.api.fit": "fit",
     "llama_magic.api.imatrix": "imatrix",
     "llama_magic.api.library": "catalog delete download search",
@@ -90,11 +96,12 @@ _HOMES = {
     "llama_magic.api.session": "Session current_session",
     "llama_magic.api.stream": "GenerationStream",
     "llama_magic.api.tensors": "microscope tensor_errors",
+    "llama_magic.backends.results": "Backend Backends Device Devices",
     "llama_magic.errors": (
-        "ChatTemplateError ContextFullError ConversationError DiskFullError DownloadError EngineCrashed "
-        "EngineError EngineProtocolError GenerationInterrupted GrammarError InvalidModelError InvalidRequestError "
-        "JobInterrupted LlamaMagicError MissingDependencyError ModelError ModelNotFoundError NativeError "
-        "OutOfMemoryError SavedStateError SchemaError"
+        "BackendError BuildError ChatTemplateError ContextFullError ConversationError DiskFullError DownloadError "
+        "EngineCrashed EngineError EngineProtocolError GenerationInterrupted GrammarError InvalidModelError "
+        "InvalidRequestError JobInterrupted LlamaMagicError MissingDependencyError ModelError ModelNotFoundError "
+        "NativeError OutOfMemoryError RpcHostError SavedStateError SchemaError"
     ),
     "llama_magic.inference.conversation": "Conversation",
     "llama_magic.inference.params": "SamplingParams",
@@ -110,6 +117,10 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "Backend",
+    "BackendError",
+    "Backends",
+    "BuildError",
     "Candidate",
     "Catalogue",
     "CatalogueEntry",
@@ -120,7 +131,9 @@ __all__ = [
     "ContextFullError",
     "Conversation",
     "ConversationError",
+    "Device",
     "DeviceFit",
+    "Devices",
     "DiskFullError",
     "DownloadError",
     "EngineCrashed",
@@ -154,6 +167,7 @@ __all__ = [
     "QuantizeResult",
     "QuantizeResults",
     "Receipt",
+    "RpcHostError",
     "Sample",
     "SamplingParams",
     "SavedConversation",
@@ -170,9 +184,11 @@ __all__ = [
     "TokenLogprob",
     "Unfinished",
     "__version__",
+    "backends",
     "catalog",
     "current_session",
     "delete",
+    "devices",
     "download",
     "fit",
     "ftypes",
@@ -186,12 +202,13 @@ __all__ = [
     "saved_conversations",
     "search",
     "tensor_errors",
+    "use_backend",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":  # the package, which can be called
-        return importlib.import_module("llama_magic.models")
+    if name in {"backends", "models"}:  # packages, which can be called
+        return importlib.import_module(f"llama_magic.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

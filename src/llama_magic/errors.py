@@ -15,6 +15,9 @@
     ├── ContextFullError (ValueError)         the prompt is longer than the context
     ├── DiskFullError (OSError)               a file does not fit on the disk
     ├── NativeError (RuntimeError)            llama.cpp reported a failure
+    ├── BackendError (RuntimeError)           a hardware backend is not there, can not be loaded or not be built
+    │   ├── BuildError                        building one failed; holds the end and the place of its log
+    │   └── RpcHostError (OSError)            another machine does not answer, or serves somebody else
     ├── EngineError (RuntimeError)
     │   ├── EngineCrashed                     the worker process died
     │   └── EngineProtocolError               the two processes disagree (a bug)
@@ -34,6 +37,8 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "BackendError",
+    "BuildError",
     "ChatTemplateError",
     "ContextFullError",
     "ConversationError",
@@ -53,6 +58,7 @@ __all__ = [
     "ModelNotFoundError",
     "NativeError",
     "OutOfMemoryError",
+    "RpcHostError",
     "SavedStateError",
     "SchemaError",
 ]
@@ -143,6 +149,41 @@ class DiskFullError(LlamaMagicError, OSError):
 
 class NativeError(LlamaMagicError, RuntimeError):
     """llama.cpp reported a failure that has no better name here."""
+
+
+class BackendError(LlamaMagicError, RuntimeError):
+    """A hardware backend is not there, can not be loaded, or can not be built here."""
+
+
+class BuildError(BackendError):
+    """Building a backend failed.
+
+    Parameters
+    ----------
+    message
+        What happened and what helps.
+    log
+        The file with everything that was said; empty where there is none.
+    lines
+        The end of it.
+    """
+
+    def __init__(self, message: str, log: str = "", lines: tuple[str, ...] = ()) -> None:
+        super().__init__(message, log, lines)
+        self.message = message
+        self.log = log
+        self.lines = lines
+
+    def __str__(self) -> str:
+        tail = "".join(f"\n  {line}" for line in self.lines)
+        return self.message + tail + (f"\n  the whole log: {self.log}" if self.log else "")
+
+
+class RpcHostError(BackendError, OSError):
+    """An RPC host does not answer, is none, or serves somebody else."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class EngineError(LlamaMagicError, RuntimeError):

@@ -13,7 +13,7 @@ from IPython.core.error import StdinNotImplementedError, UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 from llama_magic.api import session as session_module
-from llama_magic.engine.client import set_client
+from llama_magic.engine.client import get_client, set_client
 from llama_magic.models.download import Download
 from llama_magic.models.hub_cache import repo_folder
 from llama_magic.models.library import Catalogue, ModelList, SearchResults
@@ -132,7 +132,7 @@ def test_a_cell_brings_its_model_and_shows_how_far_it_is(shell: Any, monkeypatch
     shell.run_cell(f"%%llama {REPO}:q8_0\nHello").raise_error()
     assert "download" in [step.stage for step in seen]
     assert any("m-Q8_0.gguf" in step.message for step in seen)
-    client = session_module._client()
+    client = get_client()
     assert isinstance(client, FakeClient)
     assert client.generated[-1].spec.path.endswith("m-Q8_0.gguf")
 

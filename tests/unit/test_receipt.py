@@ -98,6 +98,7 @@ def test_every_parameter_has_a_flag() -> None:
     }
     switches = {name for name, _ in _SWITCHES}
     assert set(LoadOptions().to_dict()) - set(_LOADING) - switches == {
+        "backend",  # llama-cli is built with its backends
         "devices",
         "direct_io",
         "lora",

@@ -8,12 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
+from llama_magic.api.backends import client_of
 from llama_magic.api.library import locate
 from llama_magic.api.saved import SavedConversation, load_saved, put_state, save_state
 from llama_magic.api.schema import Schema, load_schema
 from llama_magic.api.session import Generation
 from llama_magic.api.stream import GenerationStream
-from llama_magic.engine.client import Client, get_client
+from llama_magic.engine.client import Client, EngineClient, get_client
 from llama_magic.engine.protocol import (
     DetokenizeRequest,
     EmbedRequest,
@@ -77,7 +78,8 @@ def load(
     ref
         A file, ``owner/repo[:quant]`` on the Hub, or ``smollm2``.
     backend
-        "cpu" keeps everything on the processor; None uses all that the build offers.
+        The backends to run on: "cpu", "blas", "vulkan", or several, "vulkan,rpc". None: those that are selected
+        (`use_backend`). A model with backends of its own gets a worker of its own.
     n_ctx
         Tokens that the context holds. None: the model's own length, at most 4,096.
     n_gpu_layers
@@ -99,15 +101,17 @@ def load(
     TypeError
         An option is unknown; the nearest one is named.
     """
-    if backend not in (None, "cpu"):
-        raise InvalidRequestError(f"this build has no backend {backend!r} to choose; leave it out, or give 'cpu'")
-    if backend == "cpu":
-        options["devices"] = ("CPU",)
-    chosen = LoadOptions.from_keywords(n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=n_threads, **options)
+    if not isolate:
+        if backend not in (None, "cpu"):
+            raise InvalidRequestError("a backend belongs to a worker; leave out isolate=False, or the backend")
+        options, backend = ({**options, "devices": ("CPU",)} if backend == "cpu" else options), None
+    chosen = LoadOptions.from_keywords(
+        n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=n_threads, backend=backend, **options
+    )
     spec = ModelSpec(locate(ref, progress), ref, chosen)
     client: Client
     if isolate:
-        client = get_client()
+        client = client_of(chosen)
     else:
         from llama_magic.engine.local import LocalClient
 
@@ -132,8 +136,17 @@ class Model:
     def __init__(self, spec: ModelSpec, info: ModelInfo, client: Client, *, owned: bool = False) -> None:
         self.spec = spec
         self.info = info
-        self._client = client
+        self._held = client
         self._owned = owned
+
+    @property
+    def _client(self) -> Client:
+        """The client to ask: with the backends of its own, or with those selected by now."""
+        if not self._owned:
+            current = get_client()  # here a changed selection takes effect
+            if self.spec.options.backend is not None and isinstance(current, EngineClient):
+                self._held = client_of(self.spec.options)
+        return self._held
 
     def __repr__(self) -> str:
         return f"Model({self.spec.ref!r}, {self.info.description}, n_ctx={self.info.n_ctx})"

@@ -70,6 +70,7 @@ class Session:
         self.conversations: dict[str, Conversation] = {}
         self.chat = DEFAULT_CHAT
         self.last_chat = DEFAULT_CHAT
+        self._clients: dict[str, Client] = {}  # by backends: held, or their workers would end
         self._specs: dict[str, ModelSpec] = {}  # by conversation key: the model whose cache holds it
 
     # models
@@ -119,27 +120,25 @@ class Session:
     ) -> ModelInfo:
         """Load a model and make it the current one."""
         spec = self.spec(ref, loading, on_progress)
-        info = _client().request(LoadRequest(spec, force), on_progress=on_progress)
+        info = self._client(spec).request(LoadRequest(spec, force), on_progress=on_progress)
         assert isinstance(info, ModelInfo)
         self._current, self.info = (spec.path, spec.ref, dict(loading or {})), info
         return info
 
     def unload(self, ref: str | None = None) -> tuple[str, ...]:
         """Unload one model (all when None), give their memory back, and return the paths."""
-        client = _client()
         path = None if ref is None else self.spec(ref).path
-        if not client.alive:
-            unloaded: tuple[str, ...] = ()
-        else:
-            unloaded = tuple(client.request(UnloadRequest(path)))
+        unloaded: tuple[str, ...] = ()
+        for client in _live_clients():
+            unloaded += tuple(client.request(UnloadRequest(path)))
+        self._clients.clear()  # workers with backends of their own end with their models
         if self._current is not None and path in (None, self._current[0]):
             self._current = self.info = None
         return unloaded
 
     def loaded(self) -> tuple[ModelInfo, ...]:
         """Return what the worker holds, the most recently used last; starts no worker."""
-        client = _client()
-        return tuple(client.request(StatusRequest())) if client.alive else ()
+        return tuple(info for client in _live_clients() for info in client.request(StatusRequest()))
 
     # generating
 
@@ -211,7 +210,16 @@ class Session:
     def _open(
         self, request: GenerateRequest, schema: Schema | None, record: Callable[[Completion], tuple[str, ...]]
     ) -> Generation:
-        return Generation(request, _client().open(request), schema, record)
+        return Generation(request, self._client(request.spec).open(request), schema, record)
+
+    def _client(self, spec: ModelSpec) -> Client:
+        """Return the client with the backends of a model, and hold it."""
+        from llama_magic.api.backends import client_of
+
+        client = client_of(spec.options)
+        if spec.options.backend is not None:
+            self._clients[spec.options.backend] = client
+        return client
 
     def _params(self, sampling: Mapping[str, Any], schema: Schema | None) -> SamplingParams:
         keywords = dict(sampling)
@@ -263,9 +271,9 @@ class Session:
         """Start a conversation over; returns it and the branch that keeps its earlier turns, if any."""
         conversation, _ = self.switch((name or self.chat).partition("/")[0])
         kept = conversation.start_over()
-        client = _client()
-        if kept and client.alive:
-            client.request(ForgetRequest(conversation.key))
+        if kept:
+            for client in _live_clients():
+                client.request(ForgetRequest(conversation.key))
         return conversation, kept
 
     def add(self, conversation: Conversation) -> Conversation:
@@ -293,7 +301,7 @@ class Session:
 
         found = self.conversation(conversation)
         spec = self._specs.get(found.key) or self.spec()
-        saved = save_state(_client(), spec, found, name, force=force, progress=on_progress)
+        saved = save_state(self._client(spec), spec, found, name, force=force, progress=on_progress)
         self._specs[found.key] = spec
         return saved
 
@@ -328,7 +336,7 @@ class Session:
                 if self._current is None:
                     self._load_for(header, force, on_progress)
                 spec = self.spec()
-                put_state(_client(), spec, conversation, path, force=force, progress=on_progress)
+                put_state(self._client(spec), spec, conversation, path, force=force, progress=on_progress)
             except BaseException:
                 self._current, self.info = before
                 raise
@@ -352,7 +360,8 @@ class Session:
                 "--text-only takes its text"
             )
         self._current = path, header.ref, loading_of(header)
-        self.info = _client().request(LoadRequest(self.spec(), force), on_progress=on_progress)
+        spec = self.spec()
+        self.info = self._client(spec).request(LoadRequest(spec, force), on_progress=on_progress)
 
 
 def _messages(system: str | None, text: str | None) -> tuple[Message, ...]:
@@ -369,10 +378,10 @@ def _draw_seed() -> int:
     return secrets.randbelow(0xFFFFFFFF)
 
 
-def _client() -> Client:
-    from llama_magic.engine.client import get_client
+def _live_clients() -> tuple[Client, ...]:
+    from llama_magic.engine.client import live_clients
 
-    return get_client()
+    return live_clients()
 
 
 _SHARED: list[Session] = []

@@ -14,19 +14,25 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
+from llama_magic.backends.lost_host import lost_host
+from llama_magic.backends.setup import STOCK, BackendSetup, Problem, SetUpRequest, selected
 from llama_magic.engine.process import WorkerProcess
 from llama_magic.engine.protocol import Cancel, Envelope, Error, GenerateRequest, Log, Progress, Request, Result
 from llama_magic.engine.stream import CANCEL_S, GenerationStream, PendingRequest, WorkerDied, end_of
-from llama_magic.errors import EngineCrashed, GenerationInterrupted
+from llama_magic.errors import BackendError, EngineCrashed, GenerationInterrupted
 from llama_magic.inference.results import Completion
 
-__all__ = ["Client", "EngineClient", "get_client", "set_client", "wait_for"]
+__all__ = ["Client", "EngineClient", "client_for", "get_client", "live_clients", "set_client", "wait_for"]
 
 _LOG_LINES = 200
+#: Seconds that loading a backend module may take: drivers compile kernels then.
+_SET_UP_S = 120.0
 
 
 class Client(Protocol):
@@ -89,8 +95,8 @@ def _stop(pending: PendingRequest) -> Any:
 class _Channel:
     """A worker with the two threads that read from it and write to it."""
 
-    def __init__(self, log: deque[str]) -> None:
-        self.process = WorkerProcess()
+    def __init__(self, log: deque[str], setup: BackendSetup) -> None:
+        self.process = WorkerProcess(setup.environment)
         self.pending: dict[int, PendingRequest] = {}
         self.owner = os.getpid()
         self.dead = False
@@ -142,15 +148,33 @@ class _Channel:
 
 
 class EngineClient:
-    """Talks to one worker process, which is started by the first request and again after it died."""
+    """Talks to one worker process, which is started by the first request and again after it died.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    setup
+        The backends that its workers get.
+
+    Attributes
+    ----------
+    problems
+        What the last start of a worker had to leave out of them.
+    """
+
+    def __init__(self, setup: BackendSetup = STOCK) -> None:
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
-        self._channel: _Channel | None = None
+        self.problems: tuple[Problem, ...] = ()
+        self._setup = setup
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
+        self._channels: list[_Channel] = []  # the one in use; the finalizer must not know the client itself
+        weakref.finalize(self, _kill_all, self._channels)
 
     # -- the worker ------------------------------------------------------------------------
+
+    @property
+    def _channel(self) -> _Channel | None:
+        return self._channels[0] if self._channels else None
 
     @property
     def alive(self) -> bool:
@@ -164,6 +188,18 @@ class EngineClient:
         channel = self._channel
         return channel.process.pid if channel is not None and self.alive else None
 
+    @property
+    def setup(self) -> BackendSetup:
+        """The backends that its workers get."""
+        return self._setup
+
+    def use(self, setup: BackendSetup) -> None:
+        """Give other backends to the worker: one that runs is ended, the next request starts a fresh one."""
+        if setup != self._setup:
+            self._setup = setup
+            self.problems = ()
+            self.close()
+
     def _ensure(self) -> _Channel:
         with self._lock:
             channel = self._channel
@@ -171,15 +207,62 @@ class EngineClient:
             if channel is None or forked or channel.dead or not channel.process.alive:
                 if channel is not None and not forked:
                     channel.kill()
-                channel = self._channel = _Channel(self.log)
+                self._channels[:] = [self._start()]
+                channel = self._channels[0]
             return channel
+
+    def _start(self) -> _Channel:
+        """Start a worker and set its backends up, without those that end it."""
+        self.problems, deadly = (), list[Problem]()
+        if self._setup.is_stock:
+            return _Channel(self.log, self._setup)
+        while True:
+            left_out = {problem.what for problem in deadly}
+            setup = replace(
+                self._setup,
+                modules=tuple(path for path in self._setup.modules if path not in left_out),
+                rpc=tuple(host for host in self._setup.rpc if host not in left_out),
+            )
+            channel = _Channel(self.log, setup)
+            try:
+                died = self._set_up(channel, setup)
+            except BaseException:
+                channel.kill()
+                raise
+            if died is None:
+                self.problems = (*deadly, *self.problems)
+                return channel
+            channel.kill()
+            if not died.what or died.what in left_out:
+                raise BackendError(
+                    f"no worker could be started with {self._setup.name or 'these backends'}: {died.reason}"
+                )
+            deadly.append(died)
+
+    def _set_up(self, channel: _Channel, setup: BackendSetup) -> Problem | None:
+        """Let a fresh worker load its backends; returns what it died of."""
+        pending = PendingRequest(self, 0, channel)
+        request: Any = SetUpRequest(setup)
+        channel.submit(pending, request)
+        at, deadline = "", time.monotonic() + _SET_UP_S
+        try:
+            while (event := pending.next_event(deadline)) is not None:
+                if isinstance(event, Progress):
+                    at, deadline = event.message, time.monotonic() + _SET_UP_S
+                elif isinstance(event, (Result, Error)):
+                    self.problems = end_of(event)
+                    return None
+        except EngineCrashed as exc:
+            return Problem(at, f"loading it ended the worker: {exc.cause}")
+        finally:
+            pending.done()
+        return Problem(at, f"loading it was not done after {_SET_UP_S:.0f} seconds")
 
     def close(self) -> None:
         """End the worker; the next request starts another."""
         with self._lock:
-            channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.kill()
+            channels, self._channels[:] = self._channels[:], []
+        _kill_all(channels)
 
     def restart(self) -> None:
         """End the worker and start a fresh one."""
@@ -230,7 +313,13 @@ class EngineClient:
         """Return the error that says why the worker of a request died."""
         process = _channel_of(pending).process
         lines = [*list(self.log)[-4:], *process.output()[-4:]]
-        return EngineCrashed(process.cause(), process.exit_code(), tuple(lines))
+        cause = lost_host(process.output(), self._setup.rpc) or process.cause()
+        return EngineCrashed(cause, process.exit_code(), tuple(lines))
+
+
+def _kill_all(channels: list[_Channel]) -> None:
+    for channel in channels:
+        channel.kill()
 
 
 def _channel_of(pending: PendingRequest) -> _Channel:
@@ -242,13 +331,40 @@ def _channel_of(pending: PendingRequest) -> _Channel:
 _client: Client | None = None
 
 
+_others: weakref.WeakValueDictionary[BackendSetup, EngineClient] = weakref.WeakValueDictionary()
+
+
 def get_client() -> Client:
-    """Return the client that this process uses, made at the first call. It starts no process yet."""
+    """Return the client that this process uses, made at the first call. It starts no process yet.
+
+    Its worker has the backends that are selected: where they changed, the old worker ends here.
+    """
     global _client  # noqa: PLW0603 - one worker per kernel is the design
     if _client is None:
-        _client = EngineClient()
+        _client = EngineClient(selected())
         atexit.register(_close)
+    elif isinstance(_client, EngineClient):
+        _client.use(selected())
     return _client
+
+
+def client_for(setup: BackendSetup | None) -> Client:
+    """Return a client whose worker has these backends: `get_client`'s where they are the selected ones.
+
+    Others are shared by all who ask for the same setup, and end when nobody holds them any more.
+    """
+    client = get_client()
+    if setup is None or setup == selected() or not isinstance(client, EngineClient):
+        return client
+    other = _others.get(setup)
+    if other is None:
+        other = _others[setup] = EngineClient(setup)
+    return other
+
+
+def live_clients() -> tuple[Client, ...]:
+    """Return the clients whose workers run, the session's first."""
+    return tuple(client for client in (get_client(), *_others.values()) if client.alive)
 
 
 def set_client(client: Client | None) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from llama_magic.backends.setup import STOCK, BackendSetup, selected
 from llama_magic.engine.client import Client, EngineClient
 from llama_magic.errors import GenerationInterrupted, JobInterrupted
 from llama_magic.progress import Report
@@ -28,15 +29,23 @@ RUNNERS: dict[str, str] = {
     "FitRequest": "llama_magic.engine.fitting:run",
     "DownloadRequest": "llama_magic.models.download:run",
     "SearchRequest": "llama_magic.models.catalogue:run",
+    "SetUpRequest": "llama_magic.backends.setting_up:run",
+    "BackendsRequest": "llama_magic.backends.looking:run",
+    "RpcServeRequest": "llama_magic.backends.serving:run",
 }
 
-_make_client: Callable[[], Client] = EngineClient
+#: Jobs that compute nothing with a model: they get no backends beside those compiled in.
+_PLAIN = {
+    "DownloadRequest", "MicroscopeRequest", "PlanRequest", "QuantizeRequest", "SearchRequest", "TensorErrorsRequest",
+}  # fmt: skip
+
+_make_client: Callable[[], Client] | None = None
 
 
 def set_job_client(make: Callable[[], Client] | None) -> None:
     """Let jobs run on clients that `make` returns; None: workers again. For tests."""
     global _make_client  # noqa: PLW0603 - the one seam that tests need
-    _make_client = make or EngineClient
+    _make_client = make
 
 
 def runner_of(request: object) -> Callable[..., Any] | None:
@@ -49,7 +58,13 @@ def runner_of(request: object) -> Callable[..., Any] | None:
     return found
 
 
-def run_job(request: Any, progress: Report | None = None, *, partial: Iterable[str | Path] = ()) -> Any:
+def run_job(
+    request: Any,
+    progress: Report | None = None,
+    *,
+    partial: Iterable[str | Path] = (),
+    setup: BackendSetup | None = None,
+) -> Any:
     """Run a job in a fresh worker, wait for it, and return its result.
 
     Parameters
@@ -60,6 +75,8 @@ def run_job(request: Any, progress: Report | None = None, *, partial: Iterable[s
         Called with every `Progress`.
     partial
         Files that are there only until the job is done: removed in any case, also when the worker was killed.
+    setup
+        The backends that it runs on. None: those that are selected, where it computes with a model.
 
     Raises
     ------
@@ -68,7 +85,9 @@ def run_job(request: Any, progress: Report | None = None, *, partial: Iterable[s
     EngineCrashed
         The worker died.
     """
-    client = _make_client()
+    if setup is None:
+        setup = STOCK if type(request).__name__ in _PLAIN else selected()
+    client = _make_client() if _make_client is not None else EngineClient(setup)
     try:
         return client.request(request, progress)
     except GenerationInterrupted as stopped:

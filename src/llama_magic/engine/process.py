@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Iterable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -29,9 +30,15 @@ class WorkerProcess:
 
     The channel is a socket pair that only this process and the worker hold; on Windows a named
     pipe with a key. Nothing listens on a network.
+
+    Parameters
+    ----------
+    environment
+        Variables that it gets beside this process's own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Iterable[tuple[str, str]] = ()) -> None:
+        self._environment = {**os.environ, **dict(environment)}
         # Kept open as long as the process may write to it.
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self.connection: Connection
@@ -66,6 +73,7 @@ class WorkerProcess:
                 # `-m` puts the working folder first on the path: there, a notebook's own random.py would
                 # take the place of Python's.
                 cwd=_PACKAGE_ROOT,
+                env=self._environment,
                 stdin=stdin,
                 stdout=self._output,
                 stderr=self._output,

@@ -43,7 +43,7 @@ __all__ = ["restore_state", "save_state"]
 #: Load options that change where and how fast is computed, but not what a cache of the same type means.
 _NEUTRAL = frozenset(
     "n_ctx n_batch n_ubatch n_gpu_layers n_threads n_threads_batch flash_attn cache_type_k cache_type_v devices "
-    "use_mmap use_mlock direct_io lazy_mode override_tensor cpu_moe n_cpu_moe n_cpu_ffn tensor_split main_gpu "
+    "backend use_mmap use_mlock direct_io lazy_mode override_tensor cpu_moe n_cpu_moe n_cpu_ffn tensor_split main_gpu "
     "offload_kqv op_offload check_tensors repack no_host numa memory_budget".split()
 )
 

@@ -56,6 +56,8 @@ class LoadOptions:
         "auto", "on" or "off".
     cache_type_k, cache_type_v
         Types of the KV cache, from `CACHE_TYPES`.
+    backend
+        Names of the backends to run on, such as "blas" or "vulkan,rpc"; None: those that are selected.
     devices
         Names of ggml devices to use; empty means all.
     use_mmap, use_mlock, direct_io
@@ -103,6 +105,7 @@ class LoadOptions:
     flash_attn: str = "auto"
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    backend: str | None = None
     devices: tuple[str, ...] = ()
     use_mmap: bool = True
     use_mlock: bool = False
@@ -178,9 +181,9 @@ class LoadOptions:
     @property
     def as_loaded(self) -> LoadOptions:
         """These options without those that load nothing again when they change."""
-        if not self.lora and self.memory_budget is None:
+        if not self.lora and self.memory_budget is None and self.backend is None:
             return self
-        return replace(self, lora=(), memory_budget=None)
+        return replace(self, lora=(), memory_budget=None, backend=None)
 
     def replace(self, **changes: Any) -> LoadOptions:
         """Return a copy with some options changed."""

@@ -11,7 +11,7 @@ from llama_magic.errors import InvalidRequestError
 from llama_magic.native.library import dll, initialize
 from llama_magic.suggest import did_you_mean
 
-__all__ = ["Device", "device_array", "list_devices"]
+__all__ = ["Device", "device_array", "device_handles", "list_devices", "read_device"]
 
 #: ggml_backend_dev_type
 _TYPES = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator", 4: "meta"}
@@ -48,21 +48,20 @@ _memory = _function(
 def list_devices() -> list[Device]:
     """Return every device of the loaded backends."""
     initialize()
-    devices = []
-    for index in range(_count()):
-        handle = _get(index)
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        _memory(handle, ctypes.byref(free), ctypes.byref(total))
-        devices.append(
-            Device(
-                name=_name(handle).decode(),
-                description=_description(handle).decode("utf-8", "replace"),
-                type=_TYPES.get(_type(handle), "other"),
-                memory_free=free.value,
-                memory_total=total.value,
-            )
-        )
-    return devices
+    return [read_device(_get(index)) for index in range(_count())]
+
+
+def read_device(handle: int) -> Device:
+    """Return what a device says of itself."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    _memory(handle, ctypes.byref(free), ctypes.byref(total))
+    return Device(
+        name=_name(handle).decode(),
+        description=_description(handle).decode("utf-8", "replace"),
+        type=_TYPES.get(_type(handle), "other"),
+        memory_free=free.value,
+        memory_total=total.value,
+    )
 
 
 def device_array(names: Sequence[str]) -> ctypes.Array[ctypes.c_void_p]:
@@ -70,16 +69,19 @@ def device_array(names: Sequence[str]) -> ctypes.Array[ctypes.c_void_p]:
 
     The CPU is always used and never part of that list: ``["CPU"]`` gives an empty one.
     """
-    initialize()
-    handles = {_name(_get(index)).decode().lower(): _get(index) for index in range(_count())}
-    chosen = []
-    for name in names:
-        if name.lower() in ("cpu", "none"):
-            continue
-        if name.lower() not in handles:
-            known = [device.name for device in list_devices()]
-            raise InvalidRequestError(
-                f"there is no device {name!r}; this build has {', '.join(known)}.{did_you_mean(name, known)}"
-            )
-        chosen.append(handles[name.lower()])
+    chosen = device_handles([name for name in names if name.lower() not in ("cpu", "none")])
     return (ctypes.c_void_p * (len(chosen) + 1))(*chosen, None)
+
+
+def device_handles(names: Sequence[str]) -> list[int]:
+    """Return the handles of devices; `InvalidRequestError` where there is no such device."""
+    initialize()
+    known = {_name(_get(index)).decode(): _get(index) for index in range(_count())}
+    handles = {name.lower(): handle for name, handle in known.items()}
+    for name in names:
+        if name.lower() not in handles:
+            raise InvalidRequestError(
+                f"there is no device {name!r}; there is {', '.join(known)}.{did_you_mean(name, known)} "
+                "%llama backends lists what could give more"
+            )
+    return [handles[name.lower()] for name in names]

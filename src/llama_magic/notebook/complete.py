@@ -91,6 +91,10 @@ def _offer(what: str | tuple[str, ...], word: str, namespace: Iterable[str]) -> 
         return _starting(word, what)
     if what == "file":
         return _files(word)
+    if what == "backend":
+        from llama_magic.backends.known import KNOWN
+
+        return _starting(word, ["default", *(backend.name for backend in KNOWN)])
     if what == "model":
         from llama_magic.models.resolve import complete_refs
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llama_magic.backends.known import parse_backends
 from llama_magic.errors import InvalidRequestError
 
 __all__ = [
+    "backend_names",
     "choice",
     "devices",
     "hub_reference",
@@ -138,6 +140,12 @@ def devices(text: str) -> tuple[str, ...]:
     if not names:
         raise ValueError("names of devices separated by commas (see %llama devices)")
     return names
+
+
+def backend_names(text: str) -> str:
+    """Read ``--backend``: names separated by commas, as `LoadOptions.backend` has them."""
+    names = parse_backends(text)
+    return "default" if names is None else ",".join(names) or "cpu"
 
 
 def load_mode(text: str) -> dict[str, bool]:

@@ -21,6 +21,7 @@ from llama_magic.models.overrides import (
     parse_tensor_split,
 )
 from llama_magic.notebook.converters import (
+    backend_names,
     choice,
     devices,
     hub_reference,
@@ -79,7 +80,8 @@ class Flag:
     joined
         The same for values that are tuples: they are put together.
     complete
-        What tab completion offers: "file", "model", "chat", "branch", "saved", "variable", or the words themselves.
+        What tab completion offers: "file", "model", "backend", "chat", "branch", "saved", "variable", or the words
+        themselves.
     """
 
     names: tuple[str, ...]
@@ -158,6 +160,8 @@ FLAGS: tuple[Flag, ...] = (
     _flag("-ub --ubatch-size", "n_ubatch", "loading", "N", _COUNT, "most tokens computed at once"),
     _flag("-ngl --gpu-layers --n-gpu-layers", "n_gpu_layers", "loading", "N", layers,
           "layers on the accelerator: a number, auto or all", complete=("auto", "all")),
+    _flag("--backend", "backend", "loading", "NAMES", backend_names,
+          "backends to run on, separated by commas: cpu, blas, vulkan, …", complete="backend"),
     _flag("-dev --device", "devices", "loading", "NAMES", devices,
           "devices to use, separated by commas; none: only the CPU"),
     _flag("-fa --flash-attn", "flash_attn", "loading", "WHEN", _WHEN,
