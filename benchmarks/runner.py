@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ __all__ = ["BUILD", "ROOT", "Setup", "Timed", "generate", "prompt", "turns", "wo
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What is built or made for the measurements; not under version control.
-BUILD = ROOT / "benchmarks" / ".build"
+BUILD = Path(os.environ.get("LLAMA_MAGIC_BUILD") or ROOT / "benchmarks" / ".build")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Its source distribution holds llama.cpp with all tools. The flags are those of the Makefile's build (Release,
 no AMX, everything else as llama.cpp has it), so both sides compute with the same code. The build takes
-about ten minutes on two cores, once.
+about ten minutes on two cores, once. ``python -m benchmarks.tools`` makes it and prints the folder, for
+``LLAMA_MAGIC_TOOLS``; ``LLAMA_MAGIC_BUILD`` names another place for it than this clone.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 from benchmarks.runner import BUILD
+from llama_magic.models.source import llama_cpp_source
 
-__all__ = ["tool"]
+__all__ = ["build", "tool"]
 
 _PACKAGE = "llama-cpp-python"
-_TARGETS = ("llama-bench", "llama-imatrix", "llama-quantize")
+_TARGETS = ("llama-bench", "llama-gguf-split", "llama-imatrix", "llama-perplexity", "llama-quantize")
 _FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DCMAKE_C_FLAGS=-U__AMX_INT8__",
@@ -51,7 +52,7 @@ def tool(name: str, folder: Path | None = None) -> Path:
         It is not in the folder that was named.
     """
     named = folder or (Path(os.environ["LLAMA_MAGIC_TOOLS"]) if os.environ.get("LLAMA_MAGIC_TOOLS") else None)
-    path = (named or _built_folder()) / (f"{name}.exe" if sys.platform == "win32" else name)
+    path = _path(named or _built_folder(), name)
     if not path.exists():
         if named is not None:
             raise FileNotFoundError(f"{path} does not exist")
@@ -59,40 +60,36 @@ def tool(name: str, folder: Path | None = None) -> Path:
     return path
 
 
-def build() -> None:
-    """Download the source distribution, configure and compile the tools."""
+def build() -> Path:
+    """Configure and compile the tools where they are not there yet; returns their folder."""
+    folder = _built_folder()
+    if all(_path(folder, name).exists() for name in _TARGETS):
+        return folder
     cmake = shutil.which("cmake")
     if cmake is None:
         raise FileNotFoundError("building llama-bench needs cmake and a C++ compiler (Debian: apt install cmake g++)")
-    source, target = download() / "vendor" / "llama.cpp", _built_folder().parent
-    print(f"Building {', '.join(_TARGETS)} in {target}: about ten minutes on two cores, once.", flush=True)
+    target = folder.parent
+    said = f"Building {', '.join(_TARGETS)} in {target}: about ten minutes on two cores, once."
+    print(said, file=sys.stderr, flush=True)
+    source = llama_cpp_source()
     target.mkdir(parents=True, exist_ok=True)
+    jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with (target / "build.log").open("w") as log:
         for command in (
             [cmake, "-S", str(source), "-B", str(target), *_FLAGS],
-            [cmake, "--build", str(target), "--config", "Release", "--parallel", "--target", *_TARGETS],
+            [cmake, "--build", str(target), "--config", "Release", "--parallel", jobs, "--target", *_TARGETS],
         ):
             subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
-
-
-def download() -> Path:
-    """Fetch and unpack the source of the installed llama-cpp-python; returns its folder."""
-    version = importlib.metadata.version(_PACKAGE)
-    folder = BUILD / f"llama_cpp_python-{version}"
-    if folder.exists():
-        return folder
-    BUILD.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-binary", _PACKAGE, "--dest", str(BUILD), f"{_PACKAGE}=={version}"]
-    subprocess.run(command, check=True)
-    (archive,) = BUILD.glob(f"llama_cpp_python-{version}*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(BUILD / "unpacked", filter="data")
-    (BUILD / "unpacked" / folder.name).replace(folder)
-    (BUILD / "unpacked").rmdir()
-    archive.unlink()
     return folder
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / (f"{name}.exe" if sys.platform == "win32" else name)
 
 
 def _built_folder() -> Path:
     return BUILD / f"tools-{importlib.metadata.version(_PACKAGE)}" / "bin"
+
+
+if __name__ == "__main__":
+    print(build())

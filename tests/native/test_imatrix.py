@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -516,18 +515,6 @@ def test_types_below_three_bits_work_with_it(tmp_path: Path) -> None:
 # -- against llama.cpp's own tools -----------------------------------------------------------------------------------
 
 
-def tool(name: str, *arguments: str | Path) -> str:
-    folder = os.environ.get("LLAMA_MAGIC_TOOLS")
-    if not folder or not (Path(folder) / name).exists():
-        pytest.skip(f"{name} is not there: name the folder of llama.cpp's tools in $LLAMA_MAGIC_TOOLS")
-    environment = {**os.environ, "LD_LIBRARY_PATH": folder}
-    done = subprocess.run(
-        [str(Path(folder) / name), *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout + done.stderr
-
-
 def assert_close(ours: Path, theirs: Path, tolerance: float = 1e-4) -> None:
     first, second = read_imatrix(ours), read_imatrix(theirs)
     assert list(first.entries) == list(second.entries)
@@ -543,13 +530,18 @@ def assert_close(ours: Path, theirs: Path, tolerance: float = 1e-4) -> None:
 @pytest.mark.parametrize("extra", [(), ("--process-output", "--chunk", "3"), ("-ub", "96")], ids=str)
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_as_llama_imatrix(
-    kind: str, extra: tuple[str, ...], request: pytest.FixtureRequest, tmp_path: Path, log: LogCapture
+    kind: str,
+    extra: tuple[str, ...],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    log: LogCapture,
+    llama_tool: Callable[..., str],
 ) -> None:
     model: Path = request.getfixturevalue(kind)[0]
     text = tmp_path / "text.txt"
     text.write_text(TEXT + "\n")
     arguments = ("-m", model, "-f", text, "-c", N_CTX, "-t", "1", *extra)
-    said = tool("llama-imatrix", *map(str, arguments), "-o", tmp_path / "theirs.gguf")
+    said = llama_tool("llama-imatrix", *map(str, arguments), "-o", tmp_path / "theirs.gguf")
     changes: dict[str, Any] = {"options": LoadOptions(n_ctx=N_CTX, n_threads=1)}
     if "-ub" in extra:
         changes["options"] = LoadOptions(n_ctx=N_CTX, n_threads=1, n_ubatch=96)
@@ -561,10 +553,12 @@ def test_as_llama_imatrix(
 
 
 @pytest.mark.smollm2
-def test_smollm2_as_llama_imatrix(smollm2_path: Path, tmp_path: Path, log: LogCapture) -> None:
+def test_smollm2_as_llama_imatrix(
+    smollm2_path: Path, tmp_path: Path, log: LogCapture, llama_tool: Callable[..., str]
+) -> None:
     calibration = Path(collecting.__file__).parent / "data" / "calibration.txt"
     arguments = ("-m", smollm2_path, "-f", calibration, "--chunks", "2", "-c", "256", "-b", "512", "-t", "2")
-    said = tool("llama-imatrix", *map(str, arguments), "-o", tmp_path / "theirs.gguf")
+    said = llama_tool("llama-imatrix", *map(str, arguments), "-o", tmp_path / "theirs.gguf")
     options = LoadOptions(n_ctx=256, n_batch=512, n_threads=2)
     part = TextPart(str(calibration), str(calibration))
     result = collect(smollm2_path, tmp_path / "ours.gguf", log, texts=(part,), options=options, chunks=2)
@@ -572,27 +566,29 @@ def test_smollm2_as_llama_imatrix(smollm2_path: Path, tmp_path: Path, log: LogCa
     assert f"PPL = {result.perplexity:.4f}" in said
 
 
-def test_llama_quantize_reads_it(tmp_path: Path) -> None:
+def test_llama_quantize_reads_it(tmp_path: Path, llama_tool: Callable[..., str]) -> None:
     model = tmp_path / "wide.gguf"
     tiny_llama(model, embd=256, ff=256)
     matrix = lm.imatrix(str(model), TEXT + "\n", out=tmp_path / "m.gguf", n_ctx=N_CTX, n_threads=1)
-    tool("llama-quantize", "--imatrix", matrix, model, tmp_path / "theirs.gguf", "IQ2_XXS", "1")
+    llama_tool("llama-quantize", "--imatrix", matrix, model, tmp_path / "theirs.gguf", "IQ2_XXS", "1")
     lm.quantize(model, "IQ2_XXS", tmp_path / "ours.gguf", imatrix=matrix, n_threads=1)
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
-def test_files_go_both_ways(dense: tuple[Path, Weights], tmp_path: Path, log: LogCapture) -> None:
+def test_files_go_both_ways(
+    dense: tuple[Path, Weights], tmp_path: Path, log: LogCapture, llama_tool: Callable[..., str]
+) -> None:
     """llama-imatrix adds up what we wrote, we add up what it wrote, in both of its formats."""
     for number in (1, 2):
         collect(dense[0], tmp_path / f"{number}.gguf", log, chunks=4 * number)
     files = [tmp_path / "1.gguf", tmp_path / "2.gguf"]
     given = ["-m", "unused", *(word for file in files for word in ("--in-file", file))]
-    tool("llama-imatrix", "-c", str(N_CTX), *given, "-o", tmp_path / "theirs.gguf")
-    tool("llama-imatrix", "-c", str(N_CTX), *given, "--output-format", "dat", "-o", tmp_path / "theirs.dat")
+    llama_tool("llama-imatrix", "-c", str(N_CTX), *given, "-o", tmp_path / "theirs.gguf")
+    llama_tool("llama-imatrix", "-c", str(N_CTX), *given, "--output-format", "dat", "-o", tmp_path / "theirs.dat")
     lm.imatrix(None, in_files=files, out=tmp_path / "ours.gguf")
     assert_close(tmp_path / "ours.gguf", tmp_path / "theirs.gguf", 1e-6)
     again = [tmp_path / "theirs.dat", files[0]]
     given = ["-m", "unused", "--in-file", again[0], "--in-file", again[1]]
-    tool("llama-imatrix", "-c", str(N_CTX), *given, "-o", tmp_path / "both.gguf")
+    llama_tool("llama-imatrix", "-c", str(N_CTX), *given, "-o", tmp_path / "both.gguf")
     lm.imatrix(None, in_files=again, out=tmp_path / "ours-both.gguf", n_ctx=N_CTX)
     assert_close(tmp_path / "ours-both.gguf", tmp_path / "both.gguf", 1e-5)

@@ -193,25 +193,6 @@ def test_fallbacks_and_why(tmp_path: Path) -> None:
 # -- against the tool -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tool() -> Callable[..., None]:
-    folder = os.environ.get("LLAMA_MAGIC_TOOLS")
-    if not folder:
-        pytest.skip("$LLAMA_MAGIC_TOOLS names no folder with llama-quantize")
-    path = Path(folder) / "llama-quantize"
-    if not path.exists():
-        pytest.skip(f"there is no {path}")
-
-    def run(*words: object) -> None:
-        env = {**os.environ, "LD_LIBRARY_PATH": folder}
-        done = subprocess.run(
-            [path, *map(str, words)], env=env, capture_output=True, text=True, check=False, timeout=120
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("name", "flags", "options"),
     [
@@ -229,11 +210,17 @@ def tool() -> Callable[..., None]:
     ],
 )  # fmt: skip
 def test_the_bytes_of_llama_quantize(
-    source: Path, matrix: Path, tmp_path: Path, tool: Callable[..., None], name: str, flags: list[str], options: Any
+    source: Path,
+    matrix: Path,
+    tmp_path: Path,
+    llama_tool: Callable[..., str],
+    name: str,
+    flags: list[str],
+    options: Any,
 ) -> None:
     if "imatrix" in options:
         flags, options = [*flags, str(matrix)], {"imatrix": matrix}
-    tool(*flags, source, tmp_path / "theirs.gguf", name, 2)
+    llama_tool("llama-quantize", *flags, source, tmp_path / "theirs.gguf", name, 2)
     made = quantize(source, name, tmp_path / "ours.gguf", n_threads=2, **options)
     assert made.path.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
