@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 __all__ = ["Progress", "Report"]
 
@@ -21,11 +21,14 @@ class Progress:
         From 0 to 1, or None.
     message
         What a person reads; the stage is shown where it is empty.
+    partial
+        What there is so far, where that can be shown: an object with ``_repr_html_``, drawn below the bar.
     """
 
     stage: str
     fraction: float | None = None
     message: str = ""
+    partial: Any = None
 
 
 #: Takes every step of progress.

@@ -219,6 +219,10 @@ class NativeContext:
         pointer = lib.llama_get_logits_ith(self.handle, index)
         return np.ctypeslib.as_array(pointer, (count, self.model.n_vocab))
 
+    def synchronize(self) -> None:
+        """Wait until all is computed: accelerators go on after a decode has returned."""
+        lib.llama_synchronize(self.handle)
+
     # -- stopping --------------------------------------------------------------------------
 
     def abort(self) -> None:
