@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from llama_magic.api.backends import devices, use_backend
+    from llama_magic.api.bench import bench
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
     from llama_magic.api.library import catalog, delete, download, models, search
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         SavedStateError,
         SchemaError,
     )
+    from llama_magic.evaluation.bench import BenchResult, BenchRow
     from llama_magic.inference.conversation import Conversation
     from llama_magic.inference.params import SamplingParams
     from llama_magic.inference.results import (
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "llama_magic.api.backends": "devices use_backend",
+    "llama_magic.api.bench": "bench",
     "llama_magic.api.fit": "fit",
     "llama_magic.api.imatrix": "imatrix",
     "llama_magic.api.library": "catalog delete download search",
@@ -103,6 +106,7 @@ _HOMES = {
         "InvalidRequestError JobInterrupted LlamaMagicError MissingDependencyError ModelError ModelNotFoundError "
         "NativeError OutOfMemoryError RpcHostError SavedStateError SchemaError"
     ),
+    "llama_magic.evaluation.bench": "BenchResult BenchRow",
     "llama_magic.inference.conversation": "Conversation",
     "llama_magic.inference.params": "SamplingParams",
     "llama_magic.inference.results": "Candidate Chunk Completion Message Receipt Sample Timings TokenLogprob",
@@ -120,6 +124,8 @@ __all__ = [
     "Backend",
     "BackendError",
     "Backends",
+    "BenchResult",
+    "BenchRow",
     "BuildError",
     "Candidate",
     "Catalogue",
@@ -185,6 +191,7 @@ __all__ = [
     "Unfinished",
     "__version__",
     "backends",
+    "bench",
     "catalog",
     "current_session",
     "delete",

@@ -17,7 +17,7 @@ from llama_magic.engine.client import Client, EngineClient
 from llama_magic.errors import GenerationInterrupted, JobInterrupted
 from llama_magic.progress import Report
 
-__all__ = ["RUNNERS", "run_job", "runner_of", "set_job_client"]
+__all__ = ["RUNNERS", "job_client", "run_job", "runner_of", "set_job_client"]
 
 #: The function that does each kind of job, by the name of the request's class. It is imported in the worker only.
 RUNNERS: dict[str, str] = {
@@ -61,6 +61,13 @@ def runner_of(request: object) -> Callable[..., Any] | None:
     return found
 
 
+def job_client(setup: BackendSetup | None = None) -> Client:
+    """Return a client with a worker of its own, for jobs that are several requests. Close it."""
+    if _make_client is not None:
+        return _make_client()
+    return EngineClient(selected() if setup is None else setup)
+
+
 def run_job(
     request: Any,
     progress: Report | None = None,
@@ -90,7 +97,7 @@ def run_job(
     """
     if setup is None:
         setup = STOCK if type(request).__name__ in _PLAIN else selected()
-    client = _make_client() if _make_client is not None else EngineClient(setup)
+    client = job_client(setup)
     try:
         return client.request(request, progress)
     except GenerationInterrupted as stopped:

@@ -5,8 +5,8 @@ A worker that measures does nothing else, and the kernel ends it when all is mea
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from llama_magic.backends.host import available_memory, default_threads
 from llama_magic.engine.residency import check, devices_used, plan_load
@@ -21,11 +21,10 @@ from llama_magic.evaluation.speed_test import (
 )
 from llama_magic.models.gguf import read_metadata
 from llama_magic.models.loading import chat_flash_attn, context_settings, model_settings
-from llama_magic.models.memory import default_n_ctx
 from llama_magic.models.options import LoadOptions
 from llama_magic.native import ContextSettings, LoadCancelled, NativeModel, WorkerTools, library_info, list_devices
 from llama_magic.native.heap import trim
-from llama_magic.native.backend_list import backend_names
+from llama_magic.native.registry import registered
 from llama_magic.progress import Progress
 
 __all__ = ["close_lanes", "open_lane", "time_lane"]
@@ -112,8 +111,13 @@ def _load(request: OpenLaneRequest, options: LoadOptions, tools: WorkerTools) ->
     spec = request.spec
     layers = None if request.force else _check_memory(request, options, tools)
 
+    told = 0.0
+
     def progress(fraction: float) -> bool:
-        tools.report(Progress("load", fraction, spec.ref))
+        nonlocal told
+        if time.perf_counter() - told > 0.1:
+            told = time.perf_counter()
+            tools.report(Progress("load", fraction, spec.ref))
         return not tools.cancelled()
 
     try:
@@ -149,7 +153,7 @@ def _facts(loaded: _Loaded, n_threads: int) -> LaneFacts:
 
 def _backends() -> str:
     """Name the backends as llama-bench does: all but the CPU's, RPC only where it has devices."""
-    names: list[Any] = [name for name, devices in backend_names() if name != "CPU" and not name.startswith("RPC")]
-    if any(name.startswith("RPC") and devices for name, devices in backend_names()):
-        names.append("RPC")
+    rows = registered()
+    names = [row.name for row in rows if row.name not in ("CPU", "RPC")]
+    names += ["RPC" for row in rows if row.name == "RPC" and row.devices]
     return ",".join(names) or "CPU"

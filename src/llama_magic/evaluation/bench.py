@@ -100,7 +100,13 @@ class BenchRow:
         """Return everything as a plain dict, under llama-bench's names, with `ref`, `backend`, `test` and `error`."""
         from llama_magic.evaluation.bench_formats import fields_of
 
-        return {"ref": self.ref, "backend": self.backend, "test": self.test.name, **fields_of(self), "error": self.error}
+        return {
+            "ref": self.ref,
+            "backend": self.backend,
+            "test": self.test.name,
+            **fields_of(self),
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -77,7 +77,7 @@ def _cells(row: BenchRow, label: str) -> tuple[str, str, str, str, str]:
         return label, row.test.name, "", "", "not yet"
     spread = f"± {row.stddev_ts:,.2f}" if len(row.samples_ns) > 1 else ""
     least, most = min(row.samples_ts), max(row.samples_ts)
-    ran = f"{least:,.1f} to {most:,.1f}, {len(row.samples_ns)}×" if len(row.samples_ns) > 1 else "1×"
+    ran = f"{len(row.samples_ns)}: {least:,.1f} to {most:,.1f}" if len(row.samples_ns) > 1 else "1"
     return label, row.test.name, f"{row.avg_ts:,.2f}", spread, ran
 
 

@@ -27,6 +27,8 @@ __all__ = [
     "load_mode",
     "logit_bias",
     "number",
+    "numbers",
+    "several",
     "text_file",
     "unescape",
 ]
@@ -146,6 +148,31 @@ def backend_names(text: str) -> str:
     """Read ``--backend``: names separated by commas, as `LoadOptions.backend` has them."""
     names = parse_backends(text)
     return "default" if names is None else ",".join(names) or "cpu"
+
+
+_RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read llama-bench's numbers: ``512``, ``1,2,4``, ``1-4``, ``128-512+128`` or ``128-2048*2``."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            raise ValueError("numbers: 512, or 128,512, or first-last, first-last+step, first-last*factor")
+        value, last, step = int(match[1]), int(match[2] or match[1]), int(match[4] or 1)
+        while value <= last:
+            found.append(value)
+            following = value * step if match[3] == "*" else value + step
+            if following <= value:
+                raise ValueError(f"a range that grows; {part} does not")
+            value = following
+    return tuple(found)
+
+
+def several(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Make a converter for one or more values separated by commas."""
+    return lambda text: tuple(convert(part.strip()) for part in text.split(","))
 
 
 def load_mode(text: str) -> dict[str, bool]:

@@ -95,12 +95,18 @@ class LlamaMagic(Magics, Defaults):
         try:
             context = Context(self.session, self, view.progress, self._shell.user_ns)
             said = SUBCOMMANDS[name].action()(context, arguments)
-        except JobInterrupted:
+        except JobInterrupted as stopped:
+            if hasattr(stopped.result, "_repr_html_"):  # what was done until then
+                view.fail()
+                self._say(arguments, stopped.result)
             raise
         except KeyboardInterrupt:
             raise _Stopped from None
         finally:
             view.fail()  # removes the progress of loading
+        self._say(arguments, said)
+
+    def _say(self, arguments: Arguments, said: Any) -> None:
         if "out" in arguments.values:
             self._shell.user_ns[arguments.get("out")] = said
         if isinstance(said, str):

@@ -33,6 +33,8 @@ MAX_SLOTS = 32
 FREEZE = 800
 #: Seconds between updates: the usual gap, and the one that waiting for the next chunk must not exceed.
 _GAP, _LONGEST_GAP = 0.05, 0.12
+#: The same for tables that fill while work goes on: they are longer, and change seldom.
+_PARTIAL_GAP = 0.25
 
 
 class JupyterView:
@@ -60,9 +62,10 @@ class JupyterView:
         self._last_chunk = float("-inf")
 
     def progress(self, progress: Progress) -> None:
-        """Show a slim bar until the first text comes."""
+        """Show a slim bar until the first text comes, and below it what there is so far."""
         now = self._clock()
-        if self._started or (now - self._last_update < _GAP and (progress.fraction or 0) < 1):
+        gap = _GAP if progress.partial is None else _PARTIAL_GAP
+        if self._started or (now - self._last_update < gap and (progress.fraction or 0) < 1):
             return
         self._slots.show_raw(_progress_html(progress), _progress_text(progress))
         self._last_update = now
@@ -202,4 +205,5 @@ def _progress_html(progress: Progress) -> str:
     if progress.fraction is not None:
         width = 100 * min(max(progress.fraction, 0.0), 1.0)
         bar = f'<div style="{style.BAR}"><div style="{style.BAR_FILL};width:{width:.0f}%"></div></div>'
-    return f'<p style="{style.FOOTER};margin:0 0 .3em"><small>{words}</small></p>{bar}'
+    shown = getattr(progress.partial, "_repr_html_", str)() or ""
+    return f'<p style="{style.FOOTER};margin:0 0 .3em"><small>{words}</small></p>{bar}{shown}'

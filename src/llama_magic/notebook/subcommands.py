@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_magic.notebook.lines import convert, fit, imatrix, library, models, quantize, session
+from llama_magic.notebook.lines import convert, fit, imatrix, library, measure, models, quantize, session
 from llama_magic.notebook.parsers import Parser
 
 __all__ = ["CELL", "SUBCOMMANDS"]
@@ -29,5 +29,6 @@ SUBCOMMANDS: dict[str, Parser] = {
         *quantize.PARSERS,
         *imatrix.PARSERS,
         *convert.PARSERS,
+        *measure.PARSERS,
     )
 }
