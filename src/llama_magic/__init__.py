@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from llama_magic.api.backends import devices, use_backend
     from llama_magic.api.bench import bench
+    from llama_magic.api.evaluate import kl_divergence, perplexity
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
     from llama_magic.api.library import catalog, delete, download, models, search
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
         SchemaError,
     )
     from llama_magic.evaluation.bench import BenchResult, BenchRow
+    from llama_magic.evaluation.requests import Estimate, EvaluationProgress
+    from llama_magic.evaluation.results import KLDivergence, KLDivergences, Perplexities, Perplexity
     from llama_magic.inference.conversation import Conversation
     from llama_magic.inference.params import SamplingParams
     from llama_magic.inference.results import (
@@ -90,6 +93,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "llama_magic.api.backends": "devices use_backend",
     "llama_magic.api.bench": "bench",
+    "llama_magic.api.evaluate": "kl_divergence perplexity",
     "llama_magic.api.fit": "fit",
     "llama_magic.api.imatrix": "imatrix",
     "llama_magic.api.library": "catalog delete download search",
@@ -107,6 +111,8 @@ _HOMES = {
         "NativeError OutOfMemoryError RpcHostError SavedStateError SchemaError"
     ),
     "llama_magic.evaluation.bench": "BenchResult BenchRow",
+    "llama_magic.evaluation.requests": "Estimate EvaluationProgress",
+    "llama_magic.evaluation.results": "KLDivergence KLDivergences Perplexities Perplexity",
     "llama_magic.inference.conversation": "Conversation",
     "llama_magic.inference.params": "SamplingParams",
     "llama_magic.inference.results": "Candidate Chunk Completion Message Receipt Sample Timings TokenLogprob",
@@ -145,6 +151,8 @@ __all__ = [
     "EngineCrashed",
     "EngineError",
     "EngineProtocolError",
+    "Estimate",
+    "EvaluationProgress",
     "FitReport",
     "Ftype",
     "FtypeTable",
@@ -155,6 +163,8 @@ __all__ = [
     "InvalidModelError",
     "InvalidRequestError",
     "JobInterrupted",
+    "KLDivergence",
+    "KLDivergences",
     "LlamaMagicError",
     "LoadOptions",
     "Message",
@@ -167,6 +177,8 @@ __all__ = [
     "ModelNotFoundError",
     "NativeError",
     "OutOfMemoryError",
+    "Perplexities",
+    "Perplexity",
     "QuantizationFit",
     "QuantizePlan",
     "QuantizePlans",
@@ -201,9 +213,11 @@ __all__ = [
     "ftypes",
     "imatrix",
     "inspect",
+    "kl_divergence",
     "load",
     "microscope",
     "models",
+    "perplexity",
     "plan",
     "quantize",
     "saved_conversations",

@@ -34,8 +34,9 @@ from llama_magic.native import imatrix as native
 from llama_magic.progress import Progress
 from llama_magic.quantization import collecting
 from llama_magic.quantization.chunk_reader import ChunkReader, pieces
-from llama_magic.quantization.imatrix import ImatrixRequest, ImatrixResult, ImatrixStopped, TextPart, resume_path
+from llama_magic.quantization.imatrix import ImatrixRequest, ImatrixResult, ImatrixStopped, resume_path
 from llama_magic.quantization.imatrix_file import read_imatrix
+from llama_magic.quantization.texts import TextPart
 from tests.tiny import EMBD, EXPERTS, HEADS, HEADS_KV, USED, Weights, tiny_llama, vocabulary
 
 N_CTX = 64

@@ -19,9 +19,9 @@ from llama_magic.quantization.imatrix import (
     ImatrixResult,
     ImatrixStopped,
     KindOfWeight,
-    TextPart,
     resume_path,
 )
+from llama_magic.quantization.texts import TextPart
 
 RESULT = ImatrixResult(
     path=Path("m.imatrix.gguf"),

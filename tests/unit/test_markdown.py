@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llama_magic.notebook import maths
 from llama_magic.notebook.markdown import render_markdown
-from llama_magic.notebook.safe_text import neutralise, neutralise_code
+from llama_magic.safe_text import neutralise, neutralise_code
 
 TAGS = frozenset(
     """

@@ -7,10 +7,11 @@ import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from llama_magic.api.files import check_writable
 from llama_magic.api.library import locate
+from llama_magic.api.texts import TextLike, text_part
 from llama_magic.engine.jobs import run_job
 from llama_magic.errors import InvalidRequestError, JobInterrupted
 from llama_magic.models.options import LoadOptions, ModelSpec
@@ -21,15 +22,12 @@ from llama_magic.quantization.imatrix import (
     ImatrixRequest,
     ImatrixResult,
     ImatrixStopped,
-    TextPart,
     resume_path,
     temporary_paths,
 )
+from llama_magic.quantization.texts import TextPart
 
 __all__ = ["TextLike", "collect_imatrix", "imatrix"]
-
-#: A text: itself as a string, or a file as a `Path`.
-TextLike: TypeAlias = str | os.PathLike[str]
 
 
 def imatrix(
@@ -194,15 +192,4 @@ def _texts(text: TextLike | Sequence[TextLike] | None) -> tuple[TextPart, ...]:
     parts = [text] if isinstance(text, (str, os.PathLike)) else list(text)
     if not parts:
         raise InvalidRequestError("there is no text to read; text=None takes the calibration text of llama_magic")
-    return tuple(map(_text, parts))
-
-
-def _text(text: TextLike) -> TextPart:
-    if not isinstance(text, str):
-        path = Path(text).expanduser()
-        if not path.is_file():
-            raise InvalidRequestError(f"there is no text file {str(text)!r}")
-        return TextPart(str(text), str(path.absolute()))
-    if len(text) < 1000 and "\n" not in text and Path(text).expanduser().is_file():
-        raise InvalidRequestError(f"a string is the text itself; to read the file, give a path: Path({text!r})")
-    return TextPart("text", text=text)
+    return tuple(map(text_part, parts))

@@ -26,6 +26,7 @@ RUNNERS: dict[str, str] = {
     "MicroscopeRequest": "llama_magic.quantization.looking:run",
     "TensorErrorsRequest": "llama_magic.quantization.comparing:run",
     "ImatrixRequest": "llama_magic.quantization.collecting:run",
+    "EvaluateRequest": "llama_magic.evaluation.evaluating:run",
     "FitRequest": "llama_magic.engine.fitting:run",
     "OpenLaneRequest": "llama_magic.engine.measuring:open_lane",
     "TimeLaneRequest": "llama_magic.engine.measuring:time_lane",

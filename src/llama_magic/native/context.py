@@ -46,7 +46,8 @@ class ContextSettings:
     `rope_scaling` is a `llama_rope_scaling_type`. RoPE and YaRN numbers below zero, and 0 for the RoPE frequencies and
     `yarn_orig_ctx`, mean the model's own.
     `separate` gives each sequence a part of the cache for itself, and every token of a batch may have logits: for
-    reading a text in chunks. `eval_callback` is llama.cpp's `cb_eval`.
+    reading a text in chunks. `n_outputs_max` is then the most of them that have some, 0 for all: memory is set aside
+    for as many rows. `eval_callback` is llama.cpp's `cb_eval`.
     """
 
     n_ctx: int
@@ -71,6 +72,7 @@ class ContextSettings:
     yarn_beta_slow: float = -1.0
     yarn_beta_fast: float = -1.0
     separate: bool = False
+    n_outputs_max: int = 0
     eval_callback: Any = None
 
 
@@ -112,6 +114,8 @@ class NativeContext:
         if not settings.embeddings and not settings.separate:
             # One row of logits a sequence is all that sampling reads; the default reserves one a token.
             params.n_outputs_max = settings.n_seq_max
+        elif settings.n_outputs_max:
+            params.n_outputs_max = settings.n_outputs_max
         # `strlen` is a native function of the type that llama.cpp wants: it gives 0 (go on) for an empty
         # string and 1 (stop) for one character. A Python callback would cost a call for every graph node.
         self._flag = ctypes.create_string_buffer(2)
@@ -157,9 +161,11 @@ class NativeContext:
         """
         self._decode(self._batch.run(tokens, start, seq, last=logits))
 
-    def step(self, tokens: Sequence[int], positions: Sequence[int], seqs: Sequence[int]) -> None:
-        """Process one token of each given sequence; the logits of the i-th are at index i."""
-        self._decode(self._batch.rows(tokens, positions, seqs))
+    def step(
+        self, tokens: Sequence[int], positions: Sequence[int], seqs: Sequence[int], *, logits: bool = True
+    ) -> None:
+        """Process tokens of given sequences; the logits of the i-th are at index i, where there are to be some."""
+        self._decode(self._batch.rows(tokens, positions, seqs, logits=logits))
 
     def step_one(self, token: int, position: int, seq: int) -> None:
         """Process one token of one sequence: the generation path."""
@@ -333,12 +339,12 @@ class _Batch:
         self._struct.n_tokens = count
         return self._struct
 
-    def rows(self, tokens: Sequence[int], positions: Sequence[int], seqs: Sequence[int]) -> Any:
+    def rows(self, tokens: Sequence[int], positions: Sequence[int], seqs: Sequence[int], *, logits: bool = True) -> Any:
         count = len(tokens)
         self.tokens[:count] = tokens
         self.positions[:count] = positions
         self.seqs[:count] = seqs
-        self.logits[:count] = 1
+        self.logits[:count] = logits
         self._struct.n_tokens = count
         return self._struct
 

@@ -145,6 +145,11 @@ class NativeModel:
         return bool(lib.llama_model_has_decoder(self.handle))
 
     @property
+    def has_encoder(self) -> bool:
+        """True for models that read a text with an encoder first, such as T5."""
+        return bool(lib.llama_model_has_encoder(self.handle))
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja source of the chat template, or None for a base model."""
         text: bytes | None = lib.llama_model_chat_template(self.handle, None)

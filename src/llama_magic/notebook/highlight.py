@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llama_magic.notebook import style
-from llama_magic.notebook.safe_text import neutralise_code
+from llama_magic.safe_text import neutralise_code
 
 if TYPE_CHECKING:
     from pygments.lexer import Lexer  # type: ignore[import-untyped]

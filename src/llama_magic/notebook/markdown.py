@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_magic.notebook import maths, style
 from llama_magic.notebook.highlight import code_block
-from llama_magic.notebook.safe_text import neutralise, neutralise_code
+from llama_magic.safe_text import neutralise, neutralise_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

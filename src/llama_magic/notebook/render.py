@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llama_magic.notebook import style
-from llama_magic.notebook.safe_text import neutralise
+from llama_magic.safe_text import neutralise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

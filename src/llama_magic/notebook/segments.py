@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from llama_magic.notebook import style
 from llama_magic.notebook.highlight import code_block
 from llama_magic.notebook.markdown import parse, render_tokens
-from llama_magic.notebook.safe_text import neutralise
+from llama_magic.safe_text import neutralise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_magic.notebook import style
 from llama_magic.notebook.render import Footer, columns, render_completion
-from llama_magic.notebook.safe_text import neutralise
+from llama_magic.safe_text import neutralise
 
 if TYPE_CHECKING:
     from collections.abc import Callable

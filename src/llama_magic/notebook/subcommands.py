@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_magic.notebook.lines import convert, fit, imatrix, library, measure, models, quantize, session
+from llama_magic.notebook.lines import convert, evaluate, fit, imatrix, library, measure, models, quantize, session
 from llama_magic.notebook.parsers import Parser
 
 __all__ = ["CELL", "SUBCOMMANDS"]
@@ -30,5 +30,6 @@ SUBCOMMANDS: dict[str, Parser] = {
         *imatrix.PARSERS,
         *convert.PARSERS,
         *measure.PARSERS,
+        *evaluate.PARSERS,
     )
 }

@@ -6,8 +6,8 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llama_magic.notebook.render import Footer, footer_text
-from llama_magic.notebook.safe_text import neutralise
 from llama_magic.notebook.tokens import token_lines
+from llama_magic.safe_text import neutralise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from llama_magic.notebook import style
-from llama_magic.notebook.safe_text import neutralise
+from llama_magic.safe_text import neutralise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

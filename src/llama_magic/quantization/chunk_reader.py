@@ -29,7 +29,7 @@ from llama_magic.quantization.imatrix_state import Likelihood
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ChunkReader", "pieces"]
+__all__ = ["ChunkReader", "pieces", "text_tokens"]
 
 #: Rows of logits that are turned into likelihoods at once: few enough to stay in the processor's cache.
 _ROWS = 16
@@ -65,7 +65,9 @@ class ChunkReader:
     def __init__(self, model: NativeModel, text: str, request: ImatrixRequest, cancelled: Callable[[], bool]) -> None:
         options = request.options
         self.n_ctx = options.n_ctx or 512
-        self.tokens = _tokens(model, text, request, self.n_ctx)
+        self.tokens = text_tokens(
+            model, text, self.n_ctx, parse_special=request.parse_special, from_chunk=request.from_chunk
+        )
         self.chunks = min(len(self.tokens) // self.n_ctx, request.chunks or 2**31)
         self.n_ubatch = min(options.n_ubatch, options.n_batch)
         self.side_by_side = max(1, min(options.n_batch // self.n_ctx, self.chunks, self.n_ubatch, _MAX_SEQ))
@@ -189,18 +191,44 @@ def pieces(n_ctx: int, most: int, count: int) -> list[tuple[int, int]]:
     return cut
 
 
-def _tokens(model: NativeModel, text: str, request: ImatrixRequest, n_ctx: int) -> npt.NDArray[np.int32]:
-    tokens = model.tokenize(text, add_special=True, parse_special=request.parse_special)
+def text_tokens(
+    model: NativeModel,
+    text: str,
+    n_ctx: int,
+    *,
+    parse_special: bool = False,
+    from_chunk: int = 0,
+    least_ctx: int = LEAST_CTX,
+) -> npt.NDArray[np.int32]:
+    """Return the tokens of a text that is to be read in chunks, which must be enough for two.
+
+    Parameters
+    ----------
+    n_ctx
+        Tokens in a chunk.
+    parse_special
+        Read the texts of control tokens as these tokens.
+    from_chunk
+        Chunks to leave out at the start.
+    least_ctx
+        The fewest tokens that a chunk may have, for the message.
+
+    Raises
+    ------
+    InvalidRequestError
+        The text is too short.
+    """
+    tokens = model.tokenize(text, add_special=True, parse_special=parse_special)
     found = len(tokens)
-    if request.from_chunk:
-        if (request.from_chunk + 2) * n_ctx >= found:
+    if from_chunk:
+        if (from_chunk + 2) * n_ctx >= found:
             raise InvalidRequestError(
-                f"after leaving out {request.from_chunk:,} chunks there is too little text left: it has {found:,} "
-                f"tokens, {(request.from_chunk + 2) * n_ctx + 1:,} are needed"
+                f"after leaving out {from_chunk:,} chunks there is too little text left: it has {found:,} "
+                f"tokens, {(from_chunk + 2) * n_ctx + 1:,} are needed"
             )
-        tokens = tokens[request.from_chunk * n_ctx :]
+        tokens = tokens[from_chunk * n_ctx :]
     if found < 2 * n_ctx:
-        shorter = f", or shorter chunks (-c {found // 2})" if found // 2 >= LEAST_CTX else ""
+        shorter = f", or shorter chunks (-c {found // 2})" if found // 2 >= least_ctx else ""
         raise InvalidRequestError(
             f"the text has only {found:,} tokens; chunks of {n_ctx:,} need {2 * n_ctx:,} or more. "
             f"What helps: a longer text{shorter}."

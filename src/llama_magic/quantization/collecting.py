@@ -21,13 +21,13 @@ from llama_magic.quantization.imatrix import (
     ImatrixRequest,
     ImatrixResult,
     ImatrixStopped,
-    TextPart,
     resume_path,
     temporary_paths,
 )
 from llama_magic.quantization.imatrix_file import Entry, ImportanceMatrix, merge, read_imatrix, write_imatrix
 from llama_magic.quantization.imatrix_state import Likelihood, State, model_digest, read_state, write_state
 from llama_magic.quantization.imatrix_summary import partly_covered, summarize, uncovered
+from llama_magic.quantization.texts import read_bytes, read_text
 from llama_magic.units import format_bytes, format_seconds
 
 __all__ = ["run"]
@@ -68,7 +68,7 @@ class _Collection:
         self.started = time.perf_counter()
         self.chunk_size = request.options.n_ctx or 512
         self.metadata = read_metadata(path)
-        self.text = "\n\n".join(_read(part) for part in request.texts)
+        self.text = "\n\n".join(read_text(part) for part in request.texts)
         self.fingerprint = self._fingerprint()
         self.resume = resume_path(request.out)
         self.parts = temporary_paths(request)
@@ -170,7 +170,7 @@ class _Collection:
             "model": model_digest(self.metadata),
             "text": hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest(),
             "names": [part.name for part in request.texts],
-            "in_files": [hashlib.sha256(_bytes(path)).hexdigest() for path in request.in_files],
+            "in_files": [hashlib.sha256(read_bytes(path)).hexdigest() for path in request.in_files],
             "chunk": self.chunk_size,
             "chunks": request.chunks,
             "from": request.from_chunk,
@@ -233,23 +233,6 @@ class _Collection:
                 f"{request.ref} only embeds texts: llama.cpp collects importance matrices of models that generate"
             )
         return model
-
-
-def _bytes(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidRequestError(f"{path} can not be read: {error.strerror or error}") from error
-
-
-def _read(part: TextPart) -> str:
-    """Return a text as llama.cpp's tools read it: without its last line end, all else as it is."""
-    if part.path is None:
-        return part.text or ""
-    try:
-        return _bytes(part.path).decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError:
-        raise InvalidRequestError(f"{part.name} is not UTF-8 text") from None
 
 
 def _result(

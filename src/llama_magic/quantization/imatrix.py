@@ -10,6 +10,7 @@ from typing import Any
 from llama_magic.errors import InvalidRequestError
 from llama_magic.markup import bar, details, facts, heading, note, page, table, text_table
 from llama_magic.models.options import LoadOptions
+from llama_magic.quantization.texts import TextPart
 from llama_magic.units import format_bytes, format_seconds
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "ImatrixResult",
     "ImatrixStopped",
     "KindOfWeight",
-    "TextPart",
     "resume_path",
     "temporary_paths",
 ]
@@ -36,15 +36,6 @@ CALIBRATION_NAME = "llama_magic calibration text"
 
 #: The fewest tokens of a chunk: llama-imatrix leaves batches of less than 16 out, and a chunk is read in halves.
 LEAST_CTX = 32
-
-
-@dataclass(frozen=True, slots=True)
-class TextPart:
-    """A text to read: a file, or the text itself. `name` goes into the result."""
-
-    name: str
-    path: str | None = None
-    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

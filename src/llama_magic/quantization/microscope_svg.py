@@ -7,32 +7,14 @@ from collections.abc import Sequence
 from html import escape
 
 from llama_magic.markup import Html
+from llama_magic.svg import BLUE, RED, line, svg, text
 
 __all__ = ["histogram_svg", "weights_svg"]
 
 _WIDTH = 680
 _LEFT, _RIGHT = 62, 12
-_BLUE = "var(--jp-brand-color1,#1976d2)"
-_RED = "var(--jp-error-color1,#d32f2f)"
-_TEXT = "font:11px var(--jp-ui-font-family,sans-serif);fill:currentColor"
 #: Lines for single values are drawn up to this many; more would be a grey area.
 _MOST_LINES = 40
-
-
-def _svg(height: int, label: str, parts: Sequence[str]) -> Html:
-    return Html(
-        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {height}" '
-        f'style="width:100%;max-width:{_WIDTH}px;height:auto;color:var(--jp-ui-font-color1,inherit)" '
-        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" style="{_TEXT}{more}">{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" style="{style}"/>'
 
 
 def weights_svg(original: Sequence[float], quantized: Sequence[float], steps: Sequence[float], first: int) -> Html:
@@ -63,34 +45,34 @@ def weights_svg(original: Sequence[float], quantized: Sequence[float], steps: Se
     shown = sorted({step for step in steps if low <= step <= high})
     if len(shown) <= _MOST_LINES:
         grid = "stroke:currentColor;stroke-opacity:.25;stroke-width:1"
-        parts += [_line(_LEFT, y(step), _WIDTH - _RIGHT, y(step), grid) for step in shown]
+        parts += [line(_LEFT, y(step), _WIDTH - _RIGHT, y(step), grid) for step in shown]
     last = math.inf
     for step in reversed(shown if len(shown) <= _MOST_LINES else [low + pad, 0.0, high - pad]):
         if abs(y(step) - last) >= 13 or last == math.inf:
             last = y(step)
-            parts.append(_text(_LEFT - 6, last + 4, f"{step:.3g}", "end"))
+            parts.append(text(_LEFT - 6, last + 4, f"{step:.3g}", "end"))
     for place, (before, after) in enumerate(zip(original, quantized, strict=True)):
         told = f"weight {first + place}: {before:.6g} became {after:.6g}, error {after - before:+.3g}"
         parts.append(
             f"<g><title>{escape(told)}</title>"
-            + _line(x(place), y(before), x(place), y(after), f"stroke:{_RED};stroke-width:2")
+            + line(x(place), y(before), x(place), y(after), f"stroke:{RED};stroke-width:2")
             + f'<circle cx="{x(place):.1f}" cy="{y(before):.1f}" r="4" style="fill:none;stroke:currentColor"/>'
-            + f'<rect x="{x(place) - 2.5:.1f}" y="{y(after) - 2.5:.1f}" width="5" height="5" style="fill:{_BLUE}"/></g>'
+            + f'<rect x="{x(place) - 2.5:.1f}" y="{y(after) - 2.5:.1f}" width="5" height="5" style="fill:{BLUE}"/></g>'
         )
         if place % 4 == 0:
-            parts.append(_text(x(place), height - bottom + 15, str(first + place)))
+            parts.append(text(x(place), height - bottom + 15, str(first + place)))
     legend = height - 8
     parts += [
         f'<circle cx="{_LEFT + 6}" cy="{legend - 4}" r="4" style="fill:none;stroke:currentColor"/>',
-        _text(_LEFT + 15, legend, "original weight", "start"),
-        f'<rect x="{_LEFT + 116}" y="{legend - 7}" width="5" height="5" style="fill:{_BLUE}"/>',
-        _text(_LEFT + 127, legend, "what is stored", "start"),
-        _line(_LEFT + 226, legend - 10, _LEFT + 226, legend + 1, f"stroke:{_RED};stroke-width:2"),
-        _text(_LEFT + 233, legend, "error", "start"),
+        text(_LEFT + 15, legend, "original weight", "start"),
+        f'<rect x="{_LEFT + 116}" y="{legend - 7}" width="5" height="5" style="fill:{BLUE}"/>',
+        text(_LEFT + 127, legend, "what is stored", "start"),
+        line(_LEFT + 226, legend - 10, _LEFT + 226, legend + 1, f"stroke:{RED};stroke-width:2"),
+        text(_LEFT + 233, legend, "error", "start"),
     ]
     if len(shown) <= _MOST_LINES:
-        parts.append(_text(_LEFT + 290, legend, "lines: the values that can be stored", "start"))
-    return _svg(height, f"{len(original)} weights before and after quantizing", parts)
+        parts.append(text(_LEFT + 290, legend, "lines: the values that can be stored", "start"))
+    return svg(_WIDTH, height, f"{len(original)} weights before and after quantizing", parts)
 
 
 def histogram_svg(low: float, high: float, counts: Sequence[int], rmse: float) -> Html:
@@ -104,23 +86,23 @@ def histogram_svg(low: float, high: float, counts: Sequence[int], rmse: float) -
         tall = (floor - top) * count / most
         parts.append(
             f'<rect x="{_LEFT + place * width:.1f}" y="{floor - tall:.1f}" width="{max(width - 1, 1):.1f}" '
-            f'height="{tall:.1f}" style="fill:{_BLUE}"><title>{count:,} weights</title></rect>'
+            f'height="{tall:.1f}" style="fill:{BLUE}"><title>{count:,} weights</title></rect>'
         )
-    parts.append(_line(_LEFT, floor, _WIDTH - _RIGHT, floor, "stroke:currentColor;stroke-opacity:.5"))
-    parts += [_text(_LEFT - 6, top + 8, f"{most:,}", "end"), _text(_LEFT - 6, floor, "0", "end")]
+    parts.append(line(_LEFT, floor, _WIDTH - _RIGHT, floor, "stroke:currentColor;stroke-opacity:.5"))
+    parts += [text(_LEFT - 6, top + 8, f"{most:,}", "end"), text(_LEFT - 6, floor, "0", "end")]
     if high > low:
 
         def x(value: float) -> float:
             return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (value - low) / (high - low)
 
-        parts += [_text(x(low), floor + 15, f"{low:.2g}", "start"), _text(x(high), floor + 15, f"{high:.2g}", "end")]
-        parts.append(_text(x(0), floor + 15, "0"))
+        parts += [text(x(low), floor + 15, f"{low:.2g}", "start"), text(x(high), floor + 15, f"{high:.2g}", "end")]
+        parts.append(text(x(0), floor + 15, "0"))
         for sign, name in ((-1, "-RMSE"), (1, "+RMSE")):
             if abs(rmse) < high:
                 dashes = "stroke:currentColor;stroke-dasharray:4 3"
                 parts += [
-                    _line(x(sign * rmse), top, x(sign * rmse), floor, dashes),
-                    _text(x(sign * rmse), top - 3, name),
+                    line(x(sign * rmse), top, x(sign * rmse), floor, dashes),
+                    text(x(sign * rmse), top - 3, name),
                 ]
-    parts.append(_text((_LEFT + _WIDTH) / 2, height - 3, "error of a weight (quantized minus original)"))
-    return _svg(height, "histogram of the errors of all weights of the tensor", parts)
+    parts.append(text((_LEFT + _WIDTH) / 2, height - 3, "error of a weight (quantized minus original)"))
+    return svg(_WIDTH, height, "histogram of the errors of all weights of the tensor", parts)
