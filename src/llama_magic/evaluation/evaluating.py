@@ -101,8 +101,8 @@ class _Run:
                 reason = "the same text gives other tokens"
             if reason:
                 raise InvalidRequestError(
-                    f"{short_name(spec.ref)} and {base.name} have different vocabularies ({reason}): a KL divergence compares "
-                    "probabilities of the same tokens. Their perplexities can be told apart from each other: leave "
+                    f"{short_name(spec.ref)} and {base.name} have different vocabularies ({reason}): a KL divergence "
+                    "compares probabilities of the same tokens. Their perplexities can be told apart from each other: leave "
                     "the base out"
                 )
             windows = base.windows
