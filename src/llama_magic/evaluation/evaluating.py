@@ -102,8 +102,7 @@ class _Run:
             if reason:
                 raise InvalidRequestError(
                     f"{short_name(spec.ref)} and {base.name} have different vocabularies ({reason}): a KL divergence "
-                    "compares probabilities of the same tokens. Their perplexities can be told apart from each other: leave "
-                    "the base out"
+                    "compares probabilities of the same tokens. Without a base, each has its perplexity"
                 )
             windows = base.windows
         return Reader(short_name(spec.ref), model, spec.options, windows, adapters=adapters)
@@ -145,7 +144,7 @@ class _Run:
         self.tools.report(
             EvaluationProgress(
                 "evaluate", steps.done / steps.total, f"{steps.done:,} of {steps.total:,} chunks{left}{figures}",
-                steps.done, steps.total, tuple(estimates), tuple(failures.items()),
+                chunk=steps.done, chunks=steps.total, estimates=tuple(estimates), failures=tuple(failures.items()),
             )
         )  # fmt: skip
 
