@@ -1,20 +1,34 @@
-"""An engine client without an engine: replies from a queue, and a record of what was asked."""
+"""An engine client without an engine: replies from a queue, and a record of what was asked.
+
+`ThreadWorker` stands one level deeper: it takes the place of the worker process under a real `EngineClient`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any
 
 from llama_magic.engine.protocol import (
+    Cancel,
     Chunk,
+    Envelope,
+    Error,
     GenerateRequest,
     LoadRequest,
     Progress,
     Request,
+    Result,
     StatusRequest,
     UnloadRequest,
 )
+from llama_magic.errors import GenerationInterrupted
 from llama_magic.inference.results import Completion, Receipt, Sample, Timings
 from llama_magic.models.options import ModelInfo, ModelSpec
 
@@ -45,6 +59,7 @@ class FakeStream(Iterator[Chunk]):
         self.completion: Completion | None = None
         self.on_progress: Callable[[Progress], None] | None = None
         self.cancelled = 0
+        self.running = True
         self._request = request
         self._pieces = iter(pieces)
         self._text = ""
@@ -57,6 +72,7 @@ class FakeStream(Iterator[Chunk]):
             self.on_progress(Progress("load", 0.5, "loading fake"))
         for piece in self._pieces:
             if isinstance(piece, BaseException):
+                self.running = False
                 raise piece
             token = len(self._tokens)
             self._text += piece
@@ -66,6 +82,7 @@ class FakeStream(Iterator[Chunk]):
         raise StopIteration
 
     def _complete(self, reason: str) -> None:
+        self.running = False
         count = len(self._tokens)
         timings = Timings(prompt_tokens=7, generated_tokens=count, generation_s=0.01 * count)
         samples: tuple[Sample, ...] = ()
@@ -142,3 +159,88 @@ class FakeClient:
 
     def restart(self) -> None:
         self.alive = True
+
+
+class ThreadWorker:
+    """A worker on a thread of this process, for a real `EngineClient`: its `start_worker`.
+
+    A generation sends "word " until `let_go` is set, its tokens are spent, or it is cancelled; any other request is
+    answered by None. `started` counts the workers that were made.
+    """
+
+    started = 0
+
+    def __init__(self) -> None:
+        type(self).started += 1
+        self.pid = 100_000 + self.started
+        self.alive = True
+        self.deaf = False
+        self.let_go = threading.Event()
+        self.answered: list[Request] = []
+        self.connection: Connection
+        self.connection, self._theirs = Pipe(duplex=True)
+        self._cancelled: set[int] = set()
+        self._todo: deque[tuple[int, Request]] = deque()
+        self._wake = threading.Condition()
+        for work in (self._read, self._answer):
+            threading.Thread(target=work, daemon=True).start()
+
+    def exit_code(self, timeout: float = 2.0) -> int | None:
+        return None if self.alive else -9
+
+    def output(self) -> list[str]:
+        return []
+
+    def cause(self) -> str:
+        return "The worker process was killed."
+
+    def kill(self) -> None:
+        self.alive = False
+        with self._wake:
+            self._wake.notify_all()
+        # Closing an end does not wake who reads from it; hanging up does.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._theirs.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+
+    def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError, TypeError):
+            while True:
+                message = self._theirs.recv()
+                with self._wake:
+                    if isinstance(message, Cancel):
+                        self._cancelled.add(message.number)
+                    else:
+                        self._todo.append((message.number, message.body))
+                    self._wake.notify_all()
+
+    def _answer(self) -> None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            while True:
+                with self._wake:
+                    self._wake.wait_for(lambda: self._todo or not self.alive)
+                    if not self.alive:
+                        return
+                    number, request = self._todo.popleft()
+                self.answered.append(request)
+                self._theirs.send(Envelope(number, self._end(number, request)))
+
+    def _end(self, number: int, request: Request) -> Result | Error:
+        if not isinstance(request, GenerateRequest):
+            return Result(() if isinstance(request, StatusRequest) else None)
+        count = 0
+        while count != request.params.max_tokens and not self.let_go.is_set():
+            self._theirs.send(Envelope(number, Chunk("word ", (count,))))
+            count += 1
+            with self._wake:
+                if self._wake.wait_for(lambda: (number in self._cancelled and not self.deaf) or not self.alive, 0.01):
+                    break
+        if not self.alive:
+            raise OSError("killed")
+        stopped = number in self._cancelled
+        if stopped and not count:
+            return Error(GenerationInterrupted())
+        timings = Timings(prompt_tokens=7, generated_tokens=count, generation_s=0.01 * count)
+        return Result(
+            Completion("word " * count, tuple(range(count)), "interrupted" if stopped else "length", timings,
+                       receipt(request, timings))
+        )  # fmt: skip

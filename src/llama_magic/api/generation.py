@@ -43,6 +43,8 @@ class Ask:
         Continue the text as it is, without the chat template.
     origin
         The cell it comes from; asking again from it replaces its turn.
+    turn
+        Ask in place of the conversation's turn of this number, from 0; the line as it was becomes a branch.
     force
         Load the model even where it seems not to fit.
     """
@@ -57,23 +59,34 @@ class Ask:
     new: bool = False
     complete: bool = False
     origin: CellRun | None = None
+    turn: int | None = None
     force: bool = False
 
 
 @dataclass(slots=True)
 class Generation:
-    """A request under way: read its `stream`, then hand the completion to `finish`."""
+    """A request under way: read its `stream`, then hand the completion to `finish`.
+
+    `over` is called when the completion is recorded, or will not be.
+    """
 
     request: GenerateRequest
     stream: GenerationStream
     schema: Schema | None
     record: Callable[[Completion], tuple[str, ...]]
+    over: Callable[[], None] = lambda: None
 
     def finish(self, completion: Completion) -> Completion:
         """Complete what only this side knows: parsed object, `llama-cli` line, the conversation's turn.
 
         An interrupted answer is kept like any other; nothing is recorded where no token came.
         """
+        try:
+            return self._finish(completion)
+        finally:
+            self.over()
+
+    def _finish(self, completion: Completion) -> Completion:
         if self.schema is not None:
             completion = _parse(completion, self.schema)
         receipt = completion.receipt or self._bare_receipt()

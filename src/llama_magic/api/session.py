@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_magic.api.generation import Ask, Generation
 from llama_magic.api.schema import Schema, load_schema
+from llama_magic.api.watching import Answering, Watchers
 from llama_magic.engine.protocol import (
     ForgetRequest,
     GenerateRequest,
@@ -40,6 +41,12 @@ __all__ = ["Ask", "Generation", "Session", "current_session", "set_session"]
 DEFAULT_MODEL = "smollm2"
 DEFAULT_CHAT = "chat"
 
+#: What watchers are told when an attribute is set.
+_TOLD = {
+    "info": "model", "default_model": "defaults", "options": "defaults", "sampling": "defaults", "system": "defaults",
+    "chat": "chat",
+}  # fmt: skip
+
 
 class Session:
     """The current model, the defaults, and the conversations.
@@ -61,6 +68,8 @@ class Session:
     """
 
     def __init__(self) -> None:
+        self._watchers = Watchers()
+        self._answering = Answering()
         self.default_model = DEFAULT_MODEL
         self.options = LoadOptions()
         self.sampling = SamplingParams()
@@ -68,10 +77,23 @@ class Session:
         self._current: tuple[str, str, dict[str, Any]] | None = None  # path, reference, load options of its own
         self.info: ModelInfo | None = None
         self.conversations: dict[str, Conversation] = {}
+        self._drafts: dict[str, Conversation] = {}  # without a turn yet
         self.chat = DEFAULT_CHAT
         self.last_chat = DEFAULT_CHAT
         self._clients: dict[str, Client] = {}  # by backends: held, or their workers would end
         self._specs: dict[str, ModelSpec] = {}  # by conversation key: the model whose cache holds it
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name in _TOLD:
+            self._watchers.tell(_TOLD[name])
+
+    def watch(self, watcher: Callable[[str], None]) -> Callable[[], None]:
+        """Call `watcher` with "model", "defaults" or "chat" when such a thing changed; returns what ends that.
+
+        It is called on the thread that made the change, and must return at once.
+        """
+        return self._watchers.add(watcher)
 
     # models
 
@@ -120,9 +142,10 @@ class Session:
     ) -> ModelInfo:
         """Load a model and make it the current one."""
         spec = self.spec(ref, loading, on_progress)
-        info = self._client(spec).request(LoadRequest(spec, force), on_progress=on_progress)
+        info = self.client(spec).request(LoadRequest(spec, force), on_progress=on_progress)
         assert isinstance(info, ModelInfo)
-        self._current, self.info = (spec.path, spec.ref, dict(loading or {})), info
+        self._current = spec.path, spec.ref, dict(loading or {})
+        self.info = info
         return info
 
     def unload(self, ref: str | None = None) -> tuple[str, ...]:
@@ -133,7 +156,8 @@ class Session:
             unloaded += tuple(client.request(UnloadRequest(path)))
         self._clients.clear()  # workers with backends of their own end with their models
         if self._current is not None and path in (None, self._current[0]):
-            self._current = self.info = None
+            self._current = None
+        self.info = None if self._current is None else self.info
         return unloaded
 
     def loaded(self) -> tuple[ModelInfo, ...]:
@@ -153,13 +177,18 @@ class Session:
         spec = self.spec(ask.ref, ask.loading, on_progress)
         system = self.system if ask.system is None else ask.system
         if ask.chat is not None:
-            return self._start_turn(ask, spec, params, schema, system)
+            return self._start_turn(ask, spec, params, schema, system, on_progress)
         messages = () if ask.complete else _messages(system, ask.text)
         prompt = ask.text if ask.complete else None
         request = GenerateRequest(spec, params, prompt, messages, force=ask.force)
         return self._open(request, schema, lambda _completion: ())
 
-    def retry(self, name: str | None = None, sampling: Mapping[str, Any] | None = None) -> Generation:
+    def retry(
+        self,
+        name: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Generation:
         """Answer the last turn of a conversation again, with another seed; the old line becomes a branch."""
         conversation = self.conversation(name)
         old = conversation.last()
@@ -167,24 +196,35 @@ class Session:
         params = SamplingParams.from_keywords(params, **{"seed": _draw_seed(), **(sampling or {})})
         _check_one_sample(params)
         schema = None if params.schema is None else load_schema(params.schema)
+        self.wait_for_chat(conversation, on_progress)
         messages = (*conversation.messages(len(conversation) - 1), Message("user", old.user))
         request = GenerateRequest(self.spec(), params, messages=messages, conversation=conversation.key)
 
         def record(completion: Completion) -> tuple[str, ...]:
             branch = conversation.retry(Turn(old.user, completion, params, old.origin))
+            self._watchers.tell("chat")
             return (f"the earlier answer is kept as branch '{branch}'",)
 
         return self._open(request, schema, record)
 
     def _start_turn(
-        self, ask: Ask, spec: ModelSpec, params: SamplingParams, schema: Schema | None, system: str | None
+        self,
+        ask: Ask,
+        spec: ModelSpec,
+        params: SamplingParams,
+        schema: Schema | None,
+        system: str | None,
+        on_progress: Callable[[Progress], None] | None,
     ) -> Generation:
         _check_one_sample(params)
         name = ask.chat or self.chat
-        conversation = self.conversations.get(name) or Conversation(name, system)
+        conversation = self.conversations.get(name) or self._drafts.setdefault(name, Conversation(name))
+        self.wait_for_chat(conversation, on_progress)
+        if name not in self.conversations:
+            conversation.system = system
         # What the turn changes is kept until it is recorded: a failed request leaves all as it was.
         system = conversation.system if ask.system is None else ask.system
-        upto = 0 if ask.new else conversation.position(ask.origin)
+        upto = 0 if ask.new else conversation.position(ask.origin) if ask.turn is None else ask.turn
         history = conversation.messages(upto)
         messages = (
             *_messages(system, None),
@@ -195,13 +235,17 @@ class Session:
 
         def record(completion: Completion) -> tuple[str, ...]:
             self.conversations[name] = conversation
+            self._drafts.pop(name, None)
             self._specs[conversation.key] = spec
             self.last_chat = name
             conversation.system = system
             notes: list[str] = []
             if ask.new and conversation.position(ask.origin) > 0 and (branch := conversation.start_over()):
                 notes.append(f"started over; the earlier turns are kept as branch '{branch}'")
+            if ask.turn is not None and (branch := conversation.rewind(ask.turn)):
+                notes.append(f"the line before is kept as branch '{branch}'")
             recorded = conversation.record(Turn(ask.text, completion, params, ask.origin))
+            self._watchers.tell("chat")
             notes += [f"'{name}', turn {len(conversation)}", recorded.note or ""]
             return tuple(filter(None, notes))
 
@@ -210,9 +254,17 @@ class Session:
     def _open(
         self, request: GenerateRequest, schema: Schema | None, record: Callable[[Completion], tuple[str, ...]]
     ) -> Generation:
-        return Generation(request, self._client(request.spec).open(request), schema, record)
+        stream = self.client(request.spec).open(request)
+        generation = Generation(request, stream, schema, record)
+        if request.conversation is not None:
+            generation.over = self._answering.begin(request.conversation, stream)
+        return generation
 
-    def _client(self, spec: ModelSpec) -> Client:
+    def wait_for_chat(self, conversation: Conversation, on_progress: Callable[[Progress], None] | None = None) -> None:
+        """Wait until a conversation is not being answered."""
+        self._answering.wait(conversation.key, conversation.name, on_progress)
+
+    def client(self, spec: ModelSpec) -> Client:
         """Return the client with the backends of a model, and hold it."""
         from llama_magic.api.backends import client_of
 
@@ -264,8 +316,21 @@ class Session:
         else:
             conversation, kept = self.conversations.get(name) or Conversation(name, self.system), None
         self.conversations[name] = conversation
-        self.chat = self.last_chat = name
+        self.last_chat = name
+        self.chat = name
         return conversation, kept
+
+    def undo(self, count: int = 1, name: str | None = None) -> tuple[Turn, ...]:
+        """Remove the last turns of a conversation (the one used last when None) and return them."""
+        removed = self.conversation(name).undo(count)
+        self._watchers.tell("chat")
+        return removed
+
+    def rewind(self, turns: int, name: str | None = None) -> str | None:
+        """Go back to a conversation's first `turns` turns; returns the branch that keeps the line as it was, if any."""
+        kept = self.conversation(name).rewind(turns)
+        self._watchers.tell("chat")
+        return kept
 
     def new(self, name: str | None = None) -> tuple[Conversation, str | None]:
         """Start a conversation over; returns it and the branch that keeps its earlier turns, if any."""
@@ -274,6 +339,7 @@ class Session:
         if kept:
             for client in _live_clients():
                 client.request(ForgetRequest(conversation.key))
+        self._watchers.tell("chat")
         return conversation, kept
 
     def add(self, conversation: Conversation) -> Conversation:
@@ -283,7 +349,8 @@ class Session:
             number += 1
             conversation.name = f"{base}-{number}"
         self.conversations[conversation.name] = conversation
-        self.chat = self.last_chat = conversation.name
+        self.last_chat = conversation.name
+        self.chat = conversation.name
         return conversation
 
     # conversations on disk
@@ -301,7 +368,7 @@ class Session:
 
         found = self.conversation(conversation)
         spec = self._specs.get(found.key) or self.spec()
-        saved = save_state(self._client(spec), spec, found, name, force=force, progress=on_progress)
+        saved = save_state(self.client(spec), spec, found, name, force=force, progress=on_progress)
         self._specs[found.key] = spec
         return saved
 
@@ -336,7 +403,7 @@ class Session:
                 if self._current is None:
                     self._load_for(header, force, on_progress)
                 spec = self.spec()
-                put_state(self._client(spec), spec, conversation, path, force=force, progress=on_progress)
+                put_state(self.client(spec), spec, conversation, path, force=force, progress=on_progress)
             except BaseException:
                 self._current, self.info = before
                 raise
@@ -361,7 +428,7 @@ class Session:
             )
         self._current = path, header.ref, loading_of(header)
         spec = self.spec()
-        self.info = self._client(spec).request(LoadRequest(spec, force), on_progress=on_progress)
+        self.info = self.client(spec).request(LoadRequest(spec, force), on_progress=on_progress)
 
 
 def _messages(system: str | None, text: str | None) -> tuple[Message, ...]:

@@ -1,17 +1,10 @@
-"""The kernel's side of the engine: starts the worker when needed, sends requests, hands out events.
-
-Reading and writing happen in threads of their own: an interrupt raises KeyboardInterrupt
-anywhere in the main thread, and half a message written or read would leave both sides
-unable to understand each other.
-"""
+"""The kernel's side of the engine: starts the worker when needed, sends requests, hands out events."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import itertools
 import os
-import queue
 import threading
 import time
 import weakref
@@ -22,9 +15,12 @@ from typing import Any, Protocol
 
 from llama_magic.backends.lost_host import lost_host
 from llama_magic.backends.setup import STOCK, BackendSetup, Problem, SetUpRequest, selected
+from llama_magic.engine.channel import Channel, Worker
+from llama_magic.engine.line import Line
 from llama_magic.engine.process import WorkerProcess
-from llama_magic.engine.protocol import Cancel, Envelope, Error, GenerateRequest, Log, Progress, Request, Result
-from llama_magic.engine.stream import CANCEL_S, GenerationStream, PendingRequest, WorkerDied, end_of
+from llama_magic.engine.protocol import Error, GenerateRequest, Progress, Request, Result
+from llama_magic.engine.stopping import ASKER
+from llama_magic.engine.stream import CANCEL_S, GenerationStream, PendingRequest, end_of
 from llama_magic.errors import BackendError, EngineCrashed, GenerationInterrupted
 from llama_magic.inference.results import Completion
 
@@ -33,6 +29,18 @@ __all__ = ["Client", "EngineClient", "client_for", "get_client", "live_clients",
 _LOG_LINES = 200
 #: Seconds that loading a backend module may take: drivers compile kernels then.
 _SET_UP_S = 120.0
+
+#: What others read who have to wait for a request of this kind.
+_DOING = {
+    "LoadRequest": "is loading a model",
+    "UnloadRequest": "is unloading a model",
+    "GenerateRequest": "is answering a prompt",
+    "NextTokenRequest": "is looking at the next token",
+    "PlanRequest": "is planning a quantization",
+    "SaveStateRequest": "is saving a conversation",
+    "RestoreStateRequest": "is restoring a conversation",
+    "EmbedRequest": "is embedding texts",
+}
 
 
 class Client(Protocol):
@@ -57,7 +65,7 @@ class Client(Protocol):
 
 
 def wait_for(pending: PendingRequest, on_progress: Callable[[Progress], None] | None = None) -> Any:
-    """Read a request's events to the end and return its result; an interrupt cancels it."""
+    """Read a request's events to the end and return its result; an interrupt or a `Stopper` cancels it."""
     try:
         while True:
             event = pending.next_event()
@@ -92,61 +100,6 @@ def _stop(pending: PendingRequest) -> Any:
     return None
 
 
-class _Channel:
-    """A worker with the two threads that read from it and write to it."""
-
-    def __init__(self, log: deque[str], setup: BackendSetup) -> None:
-        self.process = WorkerProcess(setup.environment)
-        self.pending: dict[int, PendingRequest] = {}
-        self.owner = os.getpid()
-        self.dead = False
-        self._log = log
-        self._lock = threading.Lock()
-        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for work, name in ((self._read, "reader"), (self._write, "writer")):
-            threading.Thread(target=work, name=f"llama-magic-{name}", daemon=True).start()
-
-    def submit(self, pending: PendingRequest, request: Request) -> None:
-        with self._lock:
-            if not self.dead:
-                self.pending[pending.number] = pending
-                self._outbox.put(Envelope(pending.number, request))
-                return
-        pending.events.put(WorkerDied())
-
-    def send(self, message: Any) -> None:
-        self._outbox.put(message)
-
-    def _write(self) -> None:
-        while (message := self._outbox.get()) is not None:
-            try:
-                self.process.connection.send(message)
-            except (OSError, ValueError):
-                return  # the reader notices too, and tells those who wait
-
-    def _read(self) -> None:
-        receive = self.process.connection.recv
-        # A worker that is killed can leave half a message, which unpickles to anything or nothing.
-        with contextlib.suppress(Exception):
-            while True:
-                envelope = receive()
-                if isinstance(envelope.body, Log):
-                    self._log.append(envelope.body.text)
-                    continue
-                waiting = self.pending.get(envelope.number)
-                if waiting is not None:
-                    waiting.events.put(envelope.body)
-        with self._lock:
-            self.dead = True
-            waiting_now = list(self.pending.values())
-        for pending in waiting_now:
-            pending.events.put(WorkerDied())
-        self._outbox.put(None)
-
-    def kill(self) -> None:
-        self.process.kill()
-
-
 class EngineClient:
     """Talks to one worker process, which is started by the first request and again after it died.
 
@@ -159,7 +112,11 @@ class EngineClient:
     ----------
     problems
         What the last start of a worker had to leave out of them.
+    start_worker
+        Starts a worker with environment variables; tests start a thread instead.
     """
+
+    start_worker: Callable[[tuple[tuple[str, str], ...]], Worker] = staticmethod(WorkerProcess)
 
     def __init__(self, setup: BackendSetup = STOCK) -> None:
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
@@ -167,20 +124,27 @@ class EngineClient:
         self._setup = setup
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._channels: list[_Channel] = []  # the one in use; the finalizer must not know the client itself
+        self._line = Line()
+        self._starting: Channel | None = None
+        self._channels: list[Channel] = []  # the one in use; the finalizer must not know the client itself
         weakref.finalize(self, _kill_all, self._channels)
 
     # -- the worker ------------------------------------------------------------------------
 
     @property
-    def _channel(self) -> _Channel | None:
+    def _channel(self) -> Channel | None:
         return self._channels[0] if self._channels else None
 
     @property
     def alive(self) -> bool:
         """True while a worker runs."""
         channel = self._channel
-        return channel is not None and not channel.dead and channel.process.alive
+        return channel is not None and channel.alive
+
+    @property
+    def busy(self) -> str:
+        """What the worker is doing and for whom, in words; empty while it does nothing."""
+        return self._line.busy
 
     @property
     def pid(self) -> int | None:
@@ -200,22 +164,21 @@ class EngineClient:
             self.problems = ()
             self.close()
 
-    def _ensure(self) -> _Channel:
+    def _ensure(self) -> Channel:
         with self._lock:
             channel = self._channel
-            forked = channel is not None and channel.owner != os.getpid()
-            if channel is None or forked or channel.dead or not channel.process.alive:
-                if channel is not None and not forked:
+            if channel is None or not channel.alive:
+                if channel is not None and channel.owner == os.getpid():
                     channel.kill()
                 self._channels[:] = [self._start()]
                 channel = self._channels[0]
             return channel
 
-    def _start(self) -> _Channel:
+    def _start(self) -> Channel:
         """Start a worker and set its backends up, without those that end it."""
         self.problems, deadly = (), list[Problem]()
         if self._setup.is_stock:
-            return _Channel(self.log, self._setup)
+            return self._open_channel(self._setup)
         while True:
             left_out = {problem.what for problem in deadly}
             setup = replace(
@@ -223,12 +186,14 @@ class EngineClient:
                 modules=tuple(path for path in self._setup.modules if path not in left_out),
                 rpc=tuple(host for host in self._setup.rpc if host not in left_out),
             )
-            channel = _Channel(self.log, setup)
+            channel = self._starting = self._open_channel(setup)
             try:
                 died = self._set_up(channel, setup)
             except BaseException:
                 channel.kill()
                 raise
+            finally:
+                self._starting = None
             if died is None:
                 self.problems = (*deadly, *self.problems)
                 return channel
@@ -239,7 +204,10 @@ class EngineClient:
                 )
             deadly.append(died)
 
-    def _set_up(self, channel: _Channel, setup: BackendSetup) -> Problem | None:
+    def _open_channel(self, setup: BackendSetup) -> Channel:
+        return Channel(self.start_worker(setup.environment), self.log, self._line.over)
+
+    def _set_up(self, channel: Channel, setup: BackendSetup) -> Problem | None:
         """Let a fresh worker load its backends; returns what it died of."""
         pending = PendingRequest(self, 0, channel)
         request: Any = SetUpRequest(setup)
@@ -259,9 +227,10 @@ class EngineClient:
         return Problem(at, f"loading it was not done after {_SET_UP_S:.0f} seconds")
 
     def close(self) -> None:
-        """End the worker; the next request starts another."""
+        """End the worker; the next request starts another. What waits in line is given up."""
         with self._lock:
             channels, self._channels[:] = self._channels[:], []
+        self._line.give_up()
         _kill_all(channels)
 
     def restart(self) -> None:
@@ -272,12 +241,17 @@ class EngineClient:
     # -- requests --------------------------------------------------------------------------
 
     def _submit(self, request: Request) -> PendingRequest:
+        doing = f"{ASKER.get()} {_DOING.get(type(request).__name__, 'is using it')}"
+        pending = PendingRequest(self, next(self._numbers), doing=doing)
+        self._line.join(pending, request, self._turn)
+        return pending
+
+    def _turn(self) -> Channel:
+        """Return the worker for the next request."""
         channel = self._ensure()
         # What llama.cpp said during earlier requests explains nothing about this one.
         self.log.clear()
-        pending = PendingRequest(self, next(self._numbers), channel)
-        channel.submit(pending, request)
-        return pending
+        return channel
 
     def open(self, request: GenerateRequest) -> GenerationStream:
         """Start a generation and return its stream."""
@@ -285,6 +259,8 @@ class EngineClient:
 
     def request(self, request: Request, on_progress: Callable[[Progress], None] | None = None) -> Any:
         """Send a request and return its result.
+
+        While another thread's request is answered, this one waits its turn, and `on_progress` is told what for.
 
         Raises
         ------
@@ -298,34 +274,32 @@ class EngineClient:
     # -- called by pending requests --------------------------------------------------------
 
     def send_cancel(self, pending: PendingRequest) -> None:
-        """Tell the worker to stop one request."""
-        _channel_of(pending).send(Cancel(pending.number))
+        """Stop one request, or take it out of the line."""
+        self._line.cancel(pending)
 
     def forget(self, pending: PendingRequest) -> None:
         """Deliver no more events of a request."""
-        _channel_of(pending).pending.pop(pending.number, None)
+        pending.forgotten = True
 
     def kill(self, pending: PendingRequest) -> None:
-        """Kill the worker that a request runs on."""
-        _channel_of(pending).kill()
+        """Kill the worker that a request runs on, or that starts for it."""
+        channel = self._starting if pending.starting else pending.worker
+        if isinstance(channel, Channel):
+            channel.kill()
 
     def crashed(self, pending: PendingRequest) -> EngineCrashed:
         """Return the error that says why the worker of a request died."""
-        process = _channel_of(pending).process
+        if not isinstance(pending.worker, Channel):
+            return EngineCrashed("The engine was closed while this request waited for its turn.")
+        process = pending.worker.process
         lines = [*list(self.log)[-4:], *process.output()[-4:]]
         cause = lost_host(process.output(), self._setup.rpc) or process.cause()
         return EngineCrashed(cause, process.exit_code(), tuple(lines))
 
 
-def _kill_all(channels: list[_Channel]) -> None:
+def _kill_all(channels: list[Channel]) -> None:
     for channel in channels:
         channel.kill()
-
-
-def _channel_of(pending: PendingRequest) -> _Channel:
-    channel = pending.worker
-    assert isinstance(channel, _Channel)
-    return channel
 
 
 _client: Client | None = None

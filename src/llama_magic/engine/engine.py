@@ -22,6 +22,7 @@ from llama_magic.engine.protocol import (
     GenerateRequest,
     LoadRequest,
     Log,
+    NextTokenRequest,
     Progress,
     Request,
     RestoreStateRequest,
@@ -33,7 +34,9 @@ from llama_magic.engine.protocol import (
 from llama_magic.engine.residency import LoadPlan, check, devices_used, plan_load, room
 from llama_magic.engine.saving import restore_state, save_state
 from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError
+from llama_magic.inference.distribution import NextToken
 from llama_magic.inference.loop import Emit, Generation
+from llama_magic.inference.next_token import next_token
 from llama_magic.inference.pacing import Pacer
 from llama_magic.inference.results import Completion, Receipt
 from llama_magic.inference.runtime import ModelRuntime
@@ -79,6 +82,7 @@ class Engine:
             LoadRequest: self._handle_load,
             UnloadRequest: self._handle_unload,
             GenerateRequest: self._handle_generate,
+            NextTokenRequest: self._handle_next_token,
             TokenizeRequest: self._handle_tokenize,
             DetokenizeRequest: self._handle_detokenize,
             EmbedRequest: self._handle_embed,
@@ -263,6 +267,13 @@ class Engine:
         completion = replace(completion, timings=replace(completion.timings, load_s=load_s))
         receipt = _receipt(request, completion, loaded, generation.seed, template)
         return replace(completion, receipt=receipt)
+
+    def _handle_next_token(self, request: NextTokenRequest) -> NextToken:
+        runtime = self._get(request.spec, force=False)[0].runtime
+        prompts = runtime.prompts
+        made = prompts.text(request.prompt) if request.prompt is not None else prompts.chat(request.messages)
+        tokens = (*made.tokens, *request.tokens)
+        return next_token(runtime, tokens, request.conversation, request.count, self._cancel.is_set)
 
     def _emit_chunk(self, chunk: Chunk) -> None:
         self.emit(chunk)

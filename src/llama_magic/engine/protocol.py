@@ -27,6 +27,7 @@ __all__ = [
     "GenerateRequest",
     "LoadRequest",
     "Log",
+    "NextTokenRequest",
     "Progress",
     "Request",
     "RestoreStateRequest",
@@ -80,6 +81,28 @@ class GenerateRequest:
     messages: tuple[Message, ...] = ()
     conversation: str | None = None
     force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NextTokenRequest:
+    """Ask how likely each token is to come next, before any sampler; the result is a `NextToken`.
+
+    Attributes
+    ----------
+    spec, prompt, messages, conversation
+        As of a `GenerateRequest`. The conversation's cache is read and stays as it is.
+    tokens
+        Tokens of the answer that are there already.
+    count
+        How many of the likeliest tokens come with their text.
+    """
+
+    spec: ModelSpec
+    prompt: str | None = None
+    messages: tuple[Message, ...] = ()
+    conversation: str | None = None
+    tokens: tuple[int, ...] = ()
+    count: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +217,7 @@ Request: TypeAlias = (
     LoadRequest
     | UnloadRequest
     | GenerateRequest
+    | NextTokenRequest
     | TokenizeRequest
     | DetokenizeRequest
     | EmbedRequest

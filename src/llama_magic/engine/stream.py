@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 from llama_magic.engine.protocol import Chunk, Error, Event, Log, Progress, Result
+from llama_magic.engine.stopping import current_stopper
 from llama_magic.errors import EngineCrashed, EngineProtocolError, GenerationInterrupted, LlamaMagicError
 from llama_magic.inference.results import Completion, Sample, Timings
 
@@ -22,6 +23,10 @@ _SLICE_S: Final = 0.25
 
 class WorkerDied:
     """Put in place of an event when the worker is gone."""
+
+
+class _Wake:
+    """Put among the events when the work is stopped from another thread."""
 
 
 class Transport(Protocol):
@@ -41,13 +46,37 @@ class Transport(Protocol):
 
 
 class PendingRequest:
-    """One request on its way: its events arrive in a queue."""
+    """One request on its way: its events arrive in a queue.
 
-    def __init__(self, client: Transport, number: int, worker: object) -> None:
+    Attributes
+    ----------
+    number, doing
+        Its number, and what it does for whom, in words.
+    worker
+        What answers it; None while it waits for its turn.
+    forgotten, starting
+        Nobody reads its events any more; its worker is being started.
+    """
+
+    def __init__(self, client: Transport, number: int, worker: object = None, doing: str = "") -> None:
         self.number = number
+        self.doing = doing
         self.worker = worker
-        self.events: queue.SimpleQueue[Event | WorkerDied] = queue.SimpleQueue()
+        self.forgotten = False
+        self.starting = False
+        self.events: queue.SimpleQueue[Event | WorkerDied | _Wake] = queue.SimpleQueue()
         self._client = client
+        self._stopper = current_stopper()
+        if self._stopper is not None:
+            self._stopper.attach(self._wake)
+            try:
+                self._stopper.check()
+            except KeyboardInterrupt:
+                self._stopper.detach(self._wake)
+                raise
+
+    def _wake(self) -> None:
+        self.events.put(_Wake())
 
     def next_event(self, deadline: float | None = None) -> Event | None:
         """Return the next event, None when `deadline` (of `time.monotonic`) passes before.
@@ -56,6 +85,8 @@ class PendingRequest:
         ------
         EngineCrashed
             The worker died.
+        KeyboardInterrupt
+            The work was stopped, see `Stopper`.
         """
         while True:
             wait = _SLICE_S if deadline is None else min(_SLICE_S, deadline - time.monotonic())
@@ -67,6 +98,10 @@ class PendingRequest:
                 continue
             if isinstance(event, WorkerDied):
                 raise self._client.crashed(self)
+            if isinstance(event, _Wake):
+                if self._stopper is not None:
+                    self._stopper.check()
+                continue
             return event
 
     def cancel(self) -> None:
@@ -75,6 +110,8 @@ class PendingRequest:
 
     def done(self) -> None:
         """Forget the request: its events are over."""
+        if self._stopper is not None:
+            self._stopper.detach(self._wake)
         self._client.forget(self)
 
     def abandon(self) -> None:
@@ -122,6 +159,11 @@ class GenerationStream(Iterator[Chunk]):
 
     def __iter__(self) -> GenerationStream:
         return self
+
+    @property
+    def running(self) -> bool:
+        """True until the last chunk was read, an error was raised, or it was cancelled."""
+        return self._pending is not None
 
     def __next__(self) -> Chunk:
         while self._pending is not None:

@@ -182,6 +182,16 @@ class Conversation:
         del self._turns[-count:]
         return removed
 
+    def rewind(self, turns: int) -> str | None:
+        """Go back to the first `turns` turns; return the branch that keeps the line as it was, None where none goes."""
+        if not 0 <= turns <= len(self._turns):
+            raise ConversationError(f"conversation '{self.name}' has {len(self._turns)} turns; there is no {turns}.")
+        if turns == len(self._turns):
+            return None
+        branch = self._keep()
+        del self._turns[turns:]
+        return branch
+
     def last(self) -> Turn:
         """Return the last turn; `ConversationError` when there is none."""
         if not self._turns:

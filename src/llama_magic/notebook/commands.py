@@ -102,7 +102,7 @@ def undo(context: Context, arguments: Arguments) -> str:
     if not word.isdecimal():
         raise InvalidRequestError(f"undo takes the number of turns to remove, 1 or more; got {word!r}")
     conversation = context.session.conversation(arguments.get("chat") or None)
-    removed = conversation.undo(int(word))
+    removed = context.session.undo(int(word), conversation.name)
     asked = "\n".join(f"  {_clip(turn.user)}" for turn in removed)
     return f"Removed {turns_of(len(removed))} from '{conversation.name}', {len(conversation)} left:\n{asked}"
 
