@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from llama_magic.api.backends import devices, use_backend
     from llama_magic.api.bench import bench
+    from llama_magic.api.convert import convert
     from llama_magic.api.evaluate import kl_divergence, perplexity
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
         Unfinished,
     )
     from llama_magic.models.options import LoadOptions, ModelInfo
+    from llama_magic.quantization.convert import ConvertResult
     from llama_magic.quantization.ftypes import Ftype, FtypeTable
     from llama_magic.quantization.imatrix import ImatrixResult
     from llama_magic.quantization.results import (
@@ -94,6 +96,7 @@ _HOMES = {
     "llama_magic.api.backends": "devices use_backend",
     "llama_magic.api.bench": "bench",
     "llama_magic.api.evaluate": "kl_divergence perplexity",
+    "llama_magic.api.convert": "convert",
     "llama_magic.api.fit": "fit",
     "llama_magic.api.imatrix": "imatrix",
     "llama_magic.api.library": "catalog delete download search",
@@ -120,6 +123,7 @@ _HOMES = {
     "llama_magic.models.fit": "DeviceFit FitReport QuantizationFit",
     "llama_magic.models.library": ("Catalogue CatalogueEntry ModelList SearchHit SearchResults StoredModel Unfinished"),
     "llama_magic.models.options": "LoadOptions ModelInfo",
+    "llama_magic.quantization.convert": "ConvertResult",
     "llama_magic.quantization.ftypes": "Ftype FtypeTable",
     "llama_magic.quantization.imatrix": "ImatrixResult",
     "llama_magic.quantization.results": "QuantizePlan QuantizePlans QuantizeResult QuantizeResults TensorChoice",
@@ -143,6 +147,7 @@ __all__ = [
     "ContextFullError",
     "Conversation",
     "ConversationError",
+    "ConvertResult",
     "Device",
     "DeviceFit",
     "Devices",
@@ -205,6 +210,7 @@ __all__ = [
     "backends",
     "bench",
     "catalog",
+    "convert",
     "current_session",
     "delete",
     "devices",

@@ -74,7 +74,8 @@ def download_files(
     Parameters
     ----------
     patterns
-        As of a shell: ``("*.safetensors", "*.json")``.
+        As of a shell: ``("*.safetensors", "*.json")``. One that begins with ``!`` leaves out again; the last that
+        matches a name holds.
 
     Raises
     ------

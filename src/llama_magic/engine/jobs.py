@@ -27,6 +27,8 @@ RUNNERS: dict[str, str] = {
     "TensorErrorsRequest": "llama_magic.quantization.comparing:run",
     "ImatrixRequest": "llama_magic.quantization.collecting:run",
     "EvaluateRequest": "llama_magic.evaluation.evaluating:run",
+    "CheckRequest": "llama_magic.quantization.converting:check",
+    "ConvertRequest": "llama_magic.quantization.converting:run",
     "FitRequest": "llama_magic.engine.fitting:run",
     "OpenLaneRequest": "llama_magic.engine.measuring:open_lane",
     "TimeLaneRequest": "llama_magic.engine.measuring:time_lane",

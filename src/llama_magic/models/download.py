@@ -48,9 +48,10 @@ _RATE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DownloadRequest:
-    """What to bring here: a model, or with `patterns` all files of the repository that match one of them.
+    """What to bring here: a model, or with `patterns` all files of the repository that match them.
 
-    `pause_s` is how long to wait before the first retry.
+    A pattern that begins with ``!`` leaves out again; the last that matches a name holds. `pause_s` is how long to
+    wait before the first retry.
     """
 
     reference: HubReference
@@ -157,7 +158,7 @@ def _wanted(request: DownloadRequest, listing: Listing) -> list[str]:
     """Return the names of the files to fetch."""
     reference, names = request.reference, list(listing.files)
     if request.patterns:
-        found = [name for name in names if any(fnmatch(name, pattern) for pattern in request.patterns)]
+        found = [name for name in names if _matches(name, request.patterns)]
         if not found:
             raise ModelNotFoundError(f"{reference.repo} has no files like {', '.join(request.patterns)}")
         return found
@@ -169,6 +170,14 @@ def _wanted(request: DownloadRequest, listing: Listing) -> list[str]:
     if missing:
         raise ModelNotFoundError(f"{reference.repo} holds only some parts of {first}: {missing[0]} is not there")
     return parts
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    matched = False
+    for pattern in patterns:
+        if fnmatch(name, pattern.removeprefix("!")):
+            matched = not pattern.startswith("!")
+    return matched
 
 
 @contextlib.contextmanager

@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-from llama_magic.errors import DownloadError, InvalidRequestError, MissingDependencyError
+from llama_magic.errors import DownloadError, InvalidRequestError, JobInterrupted, MissingDependencyError
 from llama_magic.models.places import data_folder
 from llama_magic.progress import Progress, Report
 
@@ -37,9 +38,14 @@ SOURCE_VARIABLE = "LLAMA_MAGIC_SOURCE"
 _PREFIX = "vendor/llama.cpp/"
 #: More than any version's source by far: a bound for what is unpacked.
 _MOST_BYTES = 2 << 30
+_LOOK_S = 0.05
 
 
-def llama_cpp_source(parts: Iterable[str] | None = None, progress: Report | None = None) -> Path:
+def llama_cpp_source(
+    parts: Iterable[str] | None = None,
+    progress: Report | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Path:
     """Return a folder with llama.cpp's source as the installed llama-cpp-python has it.
 
     Parameters
@@ -48,9 +54,13 @@ def llama_cpp_source(parts: Iterable[str] | None = None, progress: Report | None
         Files, and folders ending in ``/``, that are needed; None: everything.
     progress
         Called with every `Progress`.
+    cancelled
+        Asked meanwhile; True ends pip.
 
     Raises
     ------
+    JobInterrupted
+        `cancelled` said so.
     DownloadError
         pip could not fetch it, or it is not the file it should be.
     """
@@ -67,7 +77,7 @@ def llama_cpp_source(parts: Iterable[str] | None = None, progress: Report | None
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llama-magic-") as temporary:
-        archive = _archive(version, expected, Path(temporary), progress)
+        archive = _archive(version, expected, Path(temporary), progress, cancelled)
         part = folder.parent / f".{name}.{secrets.token_hex(4)}.part"
         try:
             _unpack(archive, part, wanted)
@@ -80,7 +90,9 @@ def llama_cpp_source(parts: Iterable[str] | None = None, progress: Report | None
     return folder
 
 
-def _archive(version: str, expected: str, temporary: Path, progress: Report | None) -> Path:
+def _archive(
+    version: str, expected: str, temporary: Path, progress: Report | None, cancelled: Callable[[], bool]
+) -> Path:
     named = os.environ.get(SOURCE_VARIABLE, "").strip()
     if named:
         archive = Path(named).expanduser()
@@ -89,7 +101,7 @@ def _archive(version: str, expected: str, temporary: Path, progress: Report | No
     else:
         if progress is not None:
             progress(Progress("download", None, f"fetching the source of llama.cpp (llama-cpp-python {version}, once)"))
-        archive = _download(version, expected, temporary)
+        archive = _download(version, expected, temporary, cancelled)
     digest = hashlib.sha256()
     with archive.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -102,7 +114,7 @@ def _archive(version: str, expected: str, temporary: Path, progress: Report | No
     return archive
 
 
-def _download(version: str, expected: str, folder: Path) -> Path:
+def _download(version: str, expected: str, folder: Path, cancelled: Callable[[], bool]) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise MissingDependencyError(
             f"fetching llama.cpp's source needs pip: python -m ensurepip, or let {SOURCE_VARIABLE} name the source "
@@ -114,13 +126,30 @@ def _download(version: str, expected: str, folder: Path) -> Path:
         sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "-q", "--no-deps",
         "--no-binary", "llama-cpp-python", "--require-hashes", "-r", str(needs), "-d", str(folder),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    code, said = _run(command, cancelled)
     found = sorted(folder.glob("llama_cpp_python-*.tar.gz"))
-    if done.returncode or not found:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+    if code or not found:
+        lines = [line for line in said.splitlines() if line.startswith("ERROR")] or said.splitlines()
         why = lines[-1].removeprefix("ERROR: ") if lines else "it gave no reason"
         raise DownloadError(f"pip could not fetch the source of llama-cpp-python {version}: {why}")
     return found[0]
+
+
+def _run(command: list[str], cancelled: Callable[[], bool]) -> tuple[int, str]:
+    """Run pip, which can be cancelled; return its exit code and what it wrote to standard error."""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            while process.poll() is None:
+                if cancelled():
+                    raise JobInterrupted
+                time.sleep(_LOOK_S)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        errors.seek(0)
+        return process.returncode, errors.read().decode("utf-8", "replace")
 
 
 def _unpack(archive: Path, folder: Path, wanted: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def remove_stale(folder: Path) -> list[Path]:
         if found is None or found["host"] != _host() or _writes(int(found["pid"]), path):
             continue
         with contextlib.suppress(OSError):
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             gone.append(path)
     return gone
 
