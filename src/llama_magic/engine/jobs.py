@@ -42,7 +42,8 @@ RUNNERS: dict[str, str] = {
 
 #: Jobs that compute nothing with a model: they get no backends beside those compiled in.
 _PLAIN = {
-    "DownloadRequest", "MicroscopeRequest", "PlanRequest", "QuantizeRequest", "SearchRequest", "TensorErrorsRequest",
+    "CheckRequest", "ConvertRequest", "DownloadRequest", "MicroscopeRequest", "PlanRequest", "QuantizeRequest",
+    "SearchRequest", "TensorErrorsRequest",
 }  # fmt: skip
 
 _make_client: Callable[[], Client] | None = None

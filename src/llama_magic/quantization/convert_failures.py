@@ -76,6 +76,11 @@ def converter_failure(failed: ConverterError, *, name: str, target: Path, tokeni
             f"{name} needs Python code of its own to be read, and code from checkpoints is never run here. Look for a "
             "GGUF file of it on the Hub (%llama models --search NAME)."
         )
+    if "mmap can only be used" in text or "PytorchStreamReader failed" in text:
+        return InvalidModelError(
+            f"a .bin file of {name} is damaged, or in torch's format of before 2020; download it again, or take a "
+            "version of it in safetensors"
+        )
     if "Weights only load failed" in text or "weights_only" in text:
         return InvalidModelError(
             f"a .bin file of {name} holds more than tensors, and such Python objects are never loaded here; take a "
@@ -97,6 +102,12 @@ def _about_content(failed: ConverterError, text: str, name: str, *, tokenizer: b
         return no_tokenizer(name)
     if re.search(r"set_vocab|AutoTokenizer|[Tt]okenizer", failed.trace) and "set_vocab" in failed.trace:
         return InvalidModelError(f"the tokenizer of {name} can not be read: {text[:_MOST] or failed.kind}")
+    method = re.search(r"Quant (?:method|format) (?:is not yet supported: )?'(\w[\w-]*)'", text)
+    if method:
+        return InvalidModelError(
+            f"the weights of {name} are quantized already, with {method[1]}, which the converter can not undo; take "
+            "the checkpoint that it was made of"
+        )
     if "Can not map tensor" in text:
         return InvalidModelError(
             f"{name} holds a tensor that its architecture does not have ({text[:_MOST]}); it may be a part or an "
