@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llama_magic.api.session import Session, current_session
     from llama_magic.api.stream import GenerationStream
     from llama_magic.api.tensors import microscope, tensor_errors
+    from llama_magic.api.tune import tune
     from llama_magic.backends.results import Backend, Backends, Device, Devices
     from llama_magic.errors import (
         BackendError,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from llama_magic.evaluation.bench import BenchResult, BenchRow
     from llama_magic.evaluation.requests import Estimate, EvaluationProgress
     from llama_magic.evaluation.results import KLDivergence, KLDivergences, Perplexities, Perplexity
+    from llama_magic.evaluation.tune import Speedup, TuneCheck, TuneResult, TuneTrial
     from llama_magic.inference.conversation import Conversation
     from llama_magic.inference.params import SamplingParams
     from llama_magic.inference.results import (
@@ -107,6 +109,7 @@ _HOMES = {
     "llama_magic.api.stream": "GenerationStream",
     "llama_magic.api.tensors": "microscope tensor_errors",
     "llama_magic.backends.results": "Backend Backends Device Devices",
+    "llama_magic.api.tune": "tune",
     "llama_magic.errors": (
         "BackendError BuildError ChatTemplateError ContextFullError ConversationError DiskFullError DownloadError "
         "EngineCrashed EngineError EngineProtocolError GenerationInterrupted GrammarError InvalidModelError "
@@ -116,6 +119,7 @@ _HOMES = {
     "llama_magic.evaluation.bench": "BenchResult BenchRow",
     "llama_magic.evaluation.requests": "Estimate EvaluationProgress",
     "llama_magic.evaluation.results": "KLDivergence KLDivergences Perplexities Perplexity",
+    "llama_magic.evaluation.tune": "Speedup TuneCheck TuneResult TuneTrial",
     "llama_magic.inference.conversation": "Conversation",
     "llama_magic.inference.params": "SamplingParams",
     "llama_magic.inference.results": "Candidate Chunk Completion Message Receipt Sample Timings TokenLogprob",
@@ -200,11 +204,15 @@ __all__ = [
     "SearchHit",
     "SearchResults",
     "Session",
+    "Speedup",
     "StoredModel",
     "TensorChoice",
     "TensorInfo",
     "Timings",
     "TokenLogprob",
+    "TuneCheck",
+    "TuneResult",
+    "TuneTrial",
     "Unfinished",
     "__version__",
     "backends",
@@ -229,6 +237,7 @@ __all__ = [
     "saved_conversations",
     "search",
     "tensor_errors",
+    "tune",
     "use_backend",
 ]
 

@@ -66,7 +66,8 @@ class FakeWorker:
 
 
 @pytest.fixture
-def worker(tmp_path: Any) -> Iterator[FakeWorker]:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorker]:
+    monkeypatch.setattr("llama_magic.api.speed.busy_share", lambda: 0.1)
     made = FakeWorker()
     set_job_client(lambda: made)  # type: ignore[arg-type, return-value]
     yield made
@@ -116,7 +117,7 @@ def test_one_row_fails_and_the_others_go_on(worker: FakeWorker, model: str) -> N
     result = lm.bench(model, n_gen=0, flash_attn=["on", "off"], repetitions=3)
     assert [row.error for row in result] == ["", "this one can not"]
     assert len(result[0].samples_ns) == 3
-    assert "this one can not" in result._repr_html_()
+    assert "this one can not" in (result._repr_html_() or "")
     assert "not measured" in repr(result)
     assert len(json.loads(result.to_json())) == 1
     with pytest.raises(NativeError, match="this one can not"):
@@ -149,6 +150,11 @@ def test_a_stop_keeps_what_is_done(worker: FakeWorker, model: str) -> None:
     assert [len(row.samples_ns) for row in result] == [1, 2]
     assert "stopped after 3 of 10 repetitions" in repr(result)
     assert worker.closed == 1
+
+
+def test_a_busy_machine_is_said(worker: FakeWorker, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama_magic.api.speed.busy_share", lambda: 0.75)
+    assert "other work took 75 %" in lm.bench(model, repetitions=1).notes[0]
 
 
 def row(test: SpeedTest, *samples: int, **options: Any) -> BenchRow:

@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
 from llama_magic.api.library import locate
-from llama_magic.api.speed import Lane, SpeedWorkers
+from llama_magic.api.speed import Lane, SpeedWorkers, busy_note
 from llama_magic.errors import (
     EngineCrashed,
-    GenerationInterrupted,
     InvalidRequestError,
     JobInterrupted,
     LlamaMagicError,
@@ -154,13 +153,14 @@ class _Run:
         self.warmup = warmup
         self.force = force
         self.notes: list[str] = []
-        self.started = time.perf_counter()
         self.failure: LlamaMagicError | None = None
+        self.started = time.perf_counter()
         self.spent = [0.0] * len(rows)  # seconds of one repetition, depth included
 
     def run(self) -> BenchResult:
         waiting = list(range(len(self.rows)))
         groups = 0
+        self.notes += filter(None, [busy_note()])
         try:
             with SpeedWorkers() as workers:
                 while waiting:
@@ -168,9 +168,7 @@ class _Run:
                     groups += bool(open_rows)
                     self._take_turns(workers, open_rows)
                     workers.close()
-        except GenerationInterrupted:
-            raise self._stopped() from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # GenerationInterrupted is one
             raise self._stopped() from None
         if self.failure is not None and not any(row.samples_ns for row in self.rows):
             raise self.failure

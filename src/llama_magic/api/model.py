@@ -26,6 +26,7 @@ from llama_magic.engine.protocol import (
     UnloadRequest,
 )
 from llama_magic.errors import InvalidRequestError
+from llama_magic.evaluation.tuned import tuned_for
 from llama_magic.inference.conversation import Conversation, Turn
 from llama_magic.inference.params import SamplingParams
 from llama_magic.inference.results import Completion, Message
@@ -71,7 +72,7 @@ def load(
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Model:
-    """Load a model and return it.
+    """Load a model and return it. What `tune` found for it on this machine is used where nothing else is said.
 
     Parameters
     ----------
@@ -108,7 +109,12 @@ def load(
     chosen = LoadOptions.from_keywords(
         n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, n_threads=n_threads, backend=backend, **options
     )
-    spec = ModelSpec(locate(ref, progress), ref, chosen)
+    path = locate(ref, progress)
+    if isolate:
+        usual = {"n_gpu_layers": "auto", "n_threads": None, "backend": None}
+        said = {*options, *(name for name, value in usual.items() if getattr(chosen, name) != value)}
+        chosen = chosen.replace(**tuned_for(path, chosen, said))
+    spec = ModelSpec(path, ref, chosen)
     client: Client
     if isolate:
         client = client_of(chosen)

@@ -110,22 +110,49 @@ class Session:
         ref: str | None = None,
         loading: Mapping[str, Any] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        *,
+        tuned: bool = True,
     ) -> ModelSpec:
         """Return the model that `ref` names (the current one when None), to be loaded with these options.
 
-        A model of the Hub that is not here yet is downloaded.
+        A model of the Hub that is not here yet is downloaded. With `tuned`, what `tune` found for it is used where
+        nothing else is said.
         """
         if self._current is not None and ref in (None, self._current[1]):
             path, ref, own = self._current
-            return ModelSpec(path, ref, self._options({**own, **(loading or {})}, path))
+            return ModelSpec(path, ref, self._options({**own, **(loading or {})}, path, tuned=tuned))
         from llama_magic.api.library import locate
 
         ref = ref or self.default_model
         path = locate(ref, on_progress)
-        return ModelSpec(path, ref, self._options(loading or {}, path))
+        return ModelSpec(path, ref, self._options(loading or {}, path, tuned=tuned))
 
-    def _options(self, loading: Mapping[str, Any], path: str) -> LoadOptions:
-        keywords = {**self.options.to_dict(), **loading}
+    def said(self, loading: Mapping[str, Any]) -> set[str]:
+        """Return the names of the load options that a person chose: on the line, or as defaults of their own."""
+        plain = LoadOptions().to_dict()
+        return {name for name, value in self.options.to_dict().items() if value != plain[name]} | set(loading)
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """The settings of the current model that come from `tune`."""
+        if self._current is None:
+            return {}
+        path, _, loading = self._current
+        return self._tuned(loading, path)
+
+    def _tuned(self, loading: Mapping[str, Any], path: str) -> dict[str, Any]:
+        from llama_magic.models.places import tuned_file
+
+        if not tuned_file().is_file():
+            return {}
+        from llama_magic.evaluation.tuned import tuned_for
+
+        options = LoadOptions.from_keywords(backend=loading.get("backend", self.options.backend))
+        return tuned_for(path, options, self.said(loading))
+
+    def _options(self, loading: Mapping[str, Any], path: str, *, tuned: bool = True) -> LoadOptions:
+        found = self._tuned(loading, path) if tuned else {}
+        keywords = {**self.options.to_dict(), **found, **loading}
         if keywords["n_ctx"] == 0:  # llama-cli's "as long as the model was trained for"
             from llama_magic.models.gguf import read_metadata
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from llama_magic.backends.host import busy_share
 from llama_magic.engine.client import Client, EngineClient
 from llama_magic.engine.jobs import job_client
 from llama_magic.evaluation.speed_test import (
@@ -22,7 +23,21 @@ from llama_magic.progress import Report
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Lane", "SpeedWorkers"]
+__all__ = ["Lane", "SpeedWorkers", "busy_note"]
+
+#: Part of the processors that other work may take before figures are doubted.
+_BUSY = 0.3
+
+
+def busy_note() -> str:
+    """Return a sentence where the machine is busy with other work, empty where it is quiet."""
+    share = busy_share()
+    if share < _BUSY:
+        return ""
+    return (
+        f"other work took {100 * share:.0f} % of the processors before it began: figures are those of a busy machine, "
+        "and more threads look worse than they are"
+    )
 
 
 @dataclass(frozen=True, slots=True)

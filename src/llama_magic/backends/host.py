@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["available_memory", "cpu_quota", "default_threads", "memory_limit"]
+__all__ = ["available_memory", "busy_share", "cpu_quota", "default_threads", "memory_limit"]
 
 _ROOT = Path("/sys/fs/cgroup")
 _SELF = Path("/proc/self/cgroup")
@@ -70,6 +70,11 @@ def default_threads(root: Path = _ROOT, own: Path = _SELF) -> int:
     quota = cpu_quota(root, own)
     cpus = _usable_cpus()
     return cpus if quota is None else max(1, min(cpus, math.floor(quota + 0.5)))
+
+
+def busy_share(seconds: float = 0.3) -> float:
+    """Return which part of the machine's processors was busy during some seconds, from 0 to 1; this call only waits."""
+    return float(psutil.cpu_percent(seconds)) / 100
 
 
 def memory_limit(root: Path = _ROOT, own: Path = _SELF) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from llama_magic.errors import MissingDependencyError
 from llama_magic.evaluation.speed_test import LaneFacts, SpeedTest
 from llama_magic.models.options import LoadOptions
 
-__all__ = ["BenchResult", "BenchRow", "mean", "stdev"]
+__all__ = ["BenchResult", "BenchRow", "data_frame", "mean", "stdev"]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -25,6 +25,15 @@ def stdev(values: Sequence[float]) -> float:
         return 0.0
     middle = mean(values)
     return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
+
+
+def data_frame(rows: Sequence[dict[str, Any]]) -> Any:
+    """Return rows as a `pandas.DataFrame`; `MissingDependencyError` where pandas is not installed."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise MissingDependencyError("to_pandas needs pandas: pip install pandas") from None
+    return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -164,11 +173,7 @@ class BenchResult(Sequence[BenchRow]):
         MissingDependencyError
             pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise MissingDependencyError("to_pandas needs pandas: pip install pandas") from None
-        return pd.DataFrame([row.to_dict() for row in self.rows])
+        return data_frame([row.to_dict() for row in self.rows])
 
     def to_markdown(self) -> str:
         """Return llama-bench's table."""

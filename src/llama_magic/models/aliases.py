@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 
 from llama_magic.errors import InvalidRequestError, ModelNotFoundError
+from llama_magic.models.json_file import write_json
 from llama_magic.models.places import data_folder
 from llama_magic.suggest import did_you_mean
 
@@ -50,7 +48,7 @@ def set_alias(name: str, ref: str, *, reserved: tuple[str, ...] = ()) -> str | N
         raise InvalidRequestError(f"{name} can not stand for itself")
     known = _readable()
     before = known.get(name)
-    _write({**known, name: ref})
+    write_json(aliases_file(), dict(sorted({**known, name: ref}.items())))
     return before
 
 
@@ -60,7 +58,7 @@ def remove_alias(name: str) -> str:
     if name not in known:
         raise ModelNotFoundError(f"there is no alias {name!r}.{did_you_mean(name, known)}")
     ref = known.pop(name)
-    _write(known)
+    write_json(aliases_file(), known)
     return ref
 
 
@@ -74,22 +72,3 @@ def _readable() -> dict[str, str]:
     if not good:
         raise InvalidRequestError(f"{file} can not be read as JSON; mend it or move it away")
     return aliases()
-
-
-def _write(known: dict[str, str]) -> None:
-    """Replace the file in one step, so that a reader never sees half of it."""
-    file = aliases_file()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=".aliases-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                json.dump(dict(sorted(known.items())), out, indent=2, ensure_ascii=False)
-                out.write("\n")
-            Path(name).replace(file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as exc:
-        raise InvalidRequestError(f"{file} can not be written: {exc.strerror or exc}") from exc

@@ -16,6 +16,7 @@ __all__ = [
     "lm_studio_folders",
     "models_folder",
     "ollama_folders",
+    "tuned_file",
 ]
 
 
@@ -39,6 +40,11 @@ def data_folder() -> Path:
     else:
         base = _from_environment("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return base / "llama_magic"
+
+
+def tuned_file() -> Path:
+    """Return the file that keeps tuned settings."""
+    return data_folder() / "tuned.json"
 
 
 def models_folder() -> Path:

@@ -14,6 +14,7 @@ from traitlets import TraitError
 from llama_magic.api.fit import worker_memory
 from llama_magic.api.session import Session
 from llama_magic.errors import InvalidRequestError
+from llama_magic.evaluation.tune import flags_of
 from llama_magic.inference.conversation import Conversation
 from llama_magic.inference.params import SamplingParams
 from llama_magic.models.options import LoadOptions, ModelInfo
@@ -43,7 +44,8 @@ def load(context: Context, arguments: Arguments) -> str:
     info = context.session.load(
         ref, arguments.group("loading"), force=arguments.get("force", False), on_progress=context.on_progress
     )
-    return describe(info)
+    tuned = flags_of(context.session.tuned)
+    return describe(info) + (f"\ntuned: {tuned} (%llama tune --reset forgets it)" if tuned else "")
 
 
 def describe(info: ModelInfo) -> str:

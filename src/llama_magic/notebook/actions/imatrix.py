@@ -19,7 +19,7 @@ def imatrix(context: Context, arguments: Arguments) -> object:
     in_files = arguments.get("in_file", ())
     only_add_up = ref is None and not texts and bool(in_files)
     return collect_imatrix(
-        None if only_add_up else context.session.spec(ref, arguments.group("loading")),
+        None if only_add_up else context.session.spec(ref, arguments.group("loading"), tuned=False),
         texts or None,
         out=arguments.get("file_out"),
         n_ctx=arguments.get("n_ctx"),

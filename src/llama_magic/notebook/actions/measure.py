@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from llama_magic.api.bench import bench as measure
+from llama_magic.api.tune import forget, tune_spec
 from llama_magic.evaluation.bench import BenchResult
 from llama_magic.notebook.commands import Context
 from llama_magic.notebook.parsers import Arguments
@@ -44,6 +45,23 @@ def bench(context: Context, arguments: Arguments) -> object:
     printed = {"md": result.to_markdown, "csv": result.to_csv, "json": result.to_json}[shape]()
     values = {field.name: getattr(result, field.name) for field in fields(result)}
     return PrintedBench(**values, shown=printed.rstrip("\n"))
+
+
+def tune(context: Context, arguments: Arguments) -> object:
+    """``%llama tune [REF]``."""
+    session, loading = context.session, arguments.group("loading")
+    spec = session.spec(arguments.get("ref", arguments.word), loading, context.on_progress, tuned=False)
+    if arguments.get("reset"):
+        count = forget(spec.path)
+        return f"Forgotten: {spec.ref} is loaded with the defaults." if count else f"{spec.ref} was not tuned here."
+    return tune_spec(
+        spec,
+        said=session.said(loading) - {"n_ctx", "memory_budget"},
+        quick=arguments.get("quick", False),
+        allow_kv_quant=arguments.get("allow_kv_quant", False),
+        backends=arguments.get("backends", ()),
+        progress=context.on_progress,
+    )
 
 
 def _refs(context: Context, arguments: Arguments) -> list[str]:

@@ -90,5 +90,18 @@ PARSERS: tuple[Parser, ...] = (
                      "%llama bench model-Q4_K_M.gguf model-Q8_0.gguf --backends cpu,blas",
                      "%llama bench smollm2 -p 0 -n 64 -d 0,1024 --format md"),
            run=f"{_HERE}:bench"),
+    Parser("tune", "tune [REF] [--quick] [--reset] [flags]",
+           "find the settings with which a model is fastest on this machine; load uses them from then on",
+           ("loading",), only=("ref", "out"), words=1, complete="model",
+           own=(
+               own_switch("--quick", "quick", "fewer candidates and repetitions: about a minute"),
+               own_switch("--reset", "reset", "forget what was found for this model on this machine"),
+               own_switch("--allow-kv-quant", "allow_kv_quant",
+                          "try types of the KV cache that lose accuracy, too (q8_0, q4_0)"),
+               own_flag("--backends", "backends", "NAMES", _backends,
+                        "compare backends first: cpu,blas,vulkan; a/b uses both together", joined=True),
+           ),
+           examples=("%llama tune smollm2", "%llama tune smollm2 --quick -c 2048", "%llama tune smollm2 --reset"),
+           run=f"{_HERE}:tune"),
 )
 # fmt: on
