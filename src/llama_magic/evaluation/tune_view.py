@@ -19,8 +19,8 @@ _METHOD = (
     "clearly slower after two rounds is dropped. A setting is kept where it is faster beyond the noise (the 95 % "
     "interval of the paired ratios, in brackets, lies above 1), no test became slower, and a second measurement "
     "confirms it. The last check measures defaults and tuned settings in turns once more, in contexts as load makes "
-    "them: a prompt and an answer as in a cell that stands alone, and a follow-up in a conversation. All times together "
-    "are weighted to a prompt of 512 tokens, an answer of 128 and a follow-up."
+    "them: a prompt and an answer as in a cell that stands alone, and a follow-up in a conversation. All times "
+    "together are weighted to a prompt of 512 tokens, an answer of 128 and a follow-up."
 )
 
 
