@@ -37,13 +37,15 @@ RUNNERS: dict[str, str] = {
     "SearchRequest": "llama_magic.models.catalogue:run",
     "SetUpRequest": "llama_magic.backends.setting_up:run",
     "BackendsRequest": "llama_magic.backends.looking:run",
+    "BuildRequest": "llama_magic.backends.building:run",
+    "WheelRequest": "llama_magic.backends.wheel:run",
     "RpcServeRequest": "llama_magic.backends.serving:run",
 }
 
 #: Jobs that compute nothing with a model: they get no backends beside those compiled in.
 _PLAIN = {
-    "CheckRequest", "ConvertRequest", "DownloadRequest", "MicroscopeRequest", "PlanRequest", "QuantizeRequest",
-    "SearchRequest", "TensorErrorsRequest",
+    "BuildRequest", "CheckRequest", "ConvertRequest", "DownloadRequest", "MicroscopeRequest", "PlanRequest",
+    "QuantizeRequest", "SearchRequest", "TensorErrorsRequest", "WheelRequest",
 }  # fmt: skip
 
 _make_client: Callable[[], Client] | None = None
