@@ -20,6 +20,7 @@ __all__ = [
     "backends",
     "client_of",
     "devices",
+    "left_out",
     "library",
     "loaded_backends",
     "refuse",
@@ -124,6 +125,12 @@ def refuse(problems: Iterable[Problem]) -> None:
     failed = [problem for problem in problems if Path(problem.what).is_absolute()]
     if failed:
         raise BackendError("; ".join(f"{Path(row.what).name} can not be used: {row.reason}" for row in failed))
+
+
+def left_out(client: Client) -> tuple[str, ...]:
+    """Return in words what the worker of a client had to leave out."""
+    problems = client.problems if isinstance(client, EngineClient) else ()
+    return tuple(f"without {Path(row.what).name}: {row.reason}" for row in problems)
 
 
 def loaded_backends(client: Client | None = None) -> LoadedBackends:

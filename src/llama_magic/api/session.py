@@ -281,8 +281,17 @@ class Session:
     def _open(
         self, request: GenerateRequest, schema: Schema | None, record: Callable[[Completion], tuple[str, ...]]
     ) -> Generation:
-        stream = self.client(request.spec).open(request)
-        generation = Generation(request, stream, schema, record)
+        from llama_magic.api.backends import left_out
+
+        client = self.client(request.spec)
+        told = left_out(client)
+
+        def finish(completion: Completion) -> tuple[str, ...]:
+            now = left_out(client)
+            return (*record(completion), *(now if now != told else ()))
+
+        stream = client.open(request)
+        generation = Generation(request, stream, schema, finish)
         if request.conversation is not None:
             generation.over = self._answering.begin(request.conversation, stream)
         return generation

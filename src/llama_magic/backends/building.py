@@ -20,6 +20,7 @@ from llama_magic.backends.host import available_memory, default_threads
 from llama_magic.backends.known import KnownBackend, find_backend
 from llama_magic.backends.prerequisites import find_tool
 from llama_magic.backends.recipes import (
+    HOOK,
     SOURCE_PARTS,
     BuildRequest,
     StagedModule,
@@ -50,11 +51,13 @@ def run(request: BuildRequest, tools: WorkerTools) -> tuple[StagedModule, ...]:
     cmake, ninja = find_tool("cmake", package="cmake"), find_tool("ninja", "ninja-build", package="ninja")
     build = str(Path(request.folder) / "build")
     options = options_of(backends, request.defines, debug=request.debug)
+    hook = Path(request.folder) / "hook.cmake"
+    hook.write_text(HOOK, encoding="utf-8")
     title = ", ".join(backend.title for backend in backends)
     started = time.monotonic()
     with Path(request.log).open("w", encoding="utf-8") as log:
         runner = Runner(tools, log, BuildProgress(title))
-        runner.run(configure_command(cmake, ninja, str(source), build, backends, options), f"configuring {title}")
+        runner.run(configure_command(cmake, ninja, str(source), build, str(hook), options), f"configuring {title}")
         runner.run(build_command(cmake, ninja, build, backends, request.jobs or _jobs(backends)), f"building {title}")
     seconds = time.monotonic() - started
     return tuple(_stage(backend, Path(request.folder), options, seconds, request.log) for backend in backends)

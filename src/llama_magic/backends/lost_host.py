@@ -17,12 +17,18 @@ def lost_host(output: Iterable[str], hosts: Sequence[str]) -> str:
     """Return in words which host was lost, empty where that is not what happened."""
     if not hosts or not any(sign in line for line in output for sign in _SIGNS):
         return ""
-    reasons = []
-    for host in hosts:
-        try:
-            check_host(host, 0.5)
-        except RpcHostError as exc:
-            reasons.append(str(exc))
-    if not reasons:
-        return f"The connection to the RPC host {' or '.join(hosts)} broke, and it answers again."
-    return f"An RPC host was lost while the model ran on it: {'; '.join(reasons)}. What is left is used without it."
+    gone = [host for host in hosts if not _answers(host)]
+    if not gone:
+        return f"The connection to the RPC host {' or '.join(hosts)} broke; it answers again."
+    return (
+        f"The RPC host {', '.join(gone)} was lost while it computed: its process ended, or the network between was cut. "
+        f"Without it, the rest is used; %llama rpc add {gone[0]} attaches it again."
+    )
+
+
+def _answers(host: str) -> bool:
+    try:
+        check_host(host, 1.0)
+    except RpcHostError:
+        return False
+    return True

@@ -15,6 +15,7 @@ from llama_magic.errors import InvalidRequestError
 
 __all__ = [
     "AMX_FLAGS",
+    "HOOK",
     "SOURCE_PARTS",
     "BuildRequest",
     "StagedModule",
@@ -43,6 +44,13 @@ _BASE = (
 #: On by default on some systems: what is not asked for is not built.
 _UNASKED = ("BLAS", "METAL", "ACCELERATE")
 _DEFINE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?::[A-Z]+)?=.*", re.DOTALL)
+
+
+#: Modules are linked against ggml-base, which is loaded already where they are used. So this one is made quickly.
+HOOK = """if(NOT MSVC)
+  cmake_language(DEFER CALL target_compile_options ggml-base PRIVATE -O0 -g0)
+endif()
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +117,19 @@ def options_of(backends: Sequence[KnownBackend], defines: Sequence[str], *, debu
     return (*unasked, *dict.fromkeys(options), f"-DCMAKE_BUILD_TYPE={kind}", *(f"-D{define}" for define in defines))
 
 
-def configure_command(
-    cmake: str, ninja: str, source: str, build: str, backends: Sequence[KnownBackend], options: Sequence[str]
-) -> list[str]:
-    """Return the command that configures a build; `options` are those of `options_of`."""
+def configure_command(cmake: str, ninja: str, source: str, build: str, hook: str, options: Sequence[str]) -> list[str]:
+    """Return the command that configures a build.
+
+    Parameters
+    ----------
+    hook
+        A file with `HOOK`.
+    options
+        Those of `options_of`.
+    """
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
-    assert backends
-    return [cmake, "-S", source, "-B", build, *generator, *_BASE, *options]
+    hooked = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={hook}"
+    return [cmake, "-S", source, "-B", build, *generator, *_BASE, hooked, *options]
 
 
 def build_command(cmake: str, ninja: str, build: str, backends: Sequence[KnownBackend], jobs: int) -> list[str]:

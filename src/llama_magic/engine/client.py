@@ -271,6 +271,10 @@ class EngineClient:
         """
         return wait_for(self._submit(request), on_progress)
 
+    def start(self, request: Request) -> PendingRequest:
+        """Send a request that ends with the worker only, such as serving; its events are the caller's to read."""
+        return self._submit(request)
+
     # -- called by pending requests --------------------------------------------------------
 
     def send_cancel(self, pending: PendingRequest) -> None:

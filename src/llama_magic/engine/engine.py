@@ -31,7 +31,7 @@ from llama_magic.engine.protocol import (
     TokenizeRequest,
     UnloadRequest,
 )
-from llama_magic.engine.residency import LoadPlan, check, devices_used, plan_load, room
+from llama_magic.engine.residency import LoadPlan, check, plan_load, room
 from llama_magic.engine.saving import restore_state, save_state
 from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError
 from llama_magic.inference.distribution import NextToken
@@ -44,10 +44,11 @@ from llama_magic.inference.saved import SavedHeader
 from llama_magic.models.gguf import ModelMetadata, read_metadata
 from llama_magic.models.loading import chat_flash_attn, context_settings, model_settings, numa_strategy
 from llama_magic.models.memory import MemoryNeed, default_n_ctx, estimate
-from llama_magic.models.options import LoadOptions, ModelInfo, ModelSpec
+from llama_magic.models.options import DeviceUse, LoadOptions, ModelInfo, ModelSpec
 from llama_magic.native import ContextSettings, LoadCancelled, LogCapture, NativeModel, WorkerTools, library_info
 from llama_magic.native.heap import trim
 from llama_magic.native.loading import init_numa
+from llama_magic.native.placement import Placed, placement, splits
 
 __all__ = ["Engine"]
 
@@ -186,14 +187,28 @@ class Engine:
         except LoadCancelled:
             raise GenerationInterrupted from None
         settings = context_settings(options, default_n_ctx(metadata, options), default_threads())
-        devices = devices_used(self.log)
+        placed = placement(self.log)
+        devices = tuple(row.device for row in placed if row.weights) or ("CPU",)
         chat = chat_flash_attn(options, devices)
         larger = options if chat is None else options.replace(flash_attn="off")
         context = estimate(metadata, larger)
         runtime = ModelRuntime(model, settings, self.log, context.kv_cache + context.compute, chat)
         need = plan.need
         info = self._info(spec, metadata, runtime, settings, need, devices)
+        info = replace(info, uses=self._uses(placed, runtime))
         return _Loaded(runtime, info, file_hash)
+
+    def _uses(self, placed: tuple[Placed, ...], runtime: ModelRuntime) -> tuple[DeviceUse, ...]:
+        """Return what each device does; an accelerator only where the graph of a batch has parts for it."""
+        rows = placed
+        if any(row.type == "accelerator" for row in rows):
+            parts = None
+            if runtime.model.has_decoder:
+                runtime.solo()  # the context that cells use: its graph is planned now
+                parts = splits(self.log)
+            if parts is None or parts[0] <= 1:
+                rows = tuple(row for row in rows if row.type != "accelerator")
+        return tuple(DeviceUse(row.device, row.type, row.layers, row.weights) for row in rows)
 
     def _load_progress(self, ref: str) -> Callable[[float], bool]:
         last = time.perf_counter()
@@ -343,4 +358,5 @@ def _receipt(request: GenerateRequest, completion: Completion, loaded: _Loaded, 
         llama_magic=__version__,
         llama_cli="",
         template=template,
+        place=info.place,
     )

@@ -38,7 +38,8 @@ class WorkerProcess:
     """
 
     def __init__(self, environment: Iterable[tuple[str, str]] = ()) -> None:
-        self._environment = {**os.environ, **dict(environment)}
+        # Without it, ggml lets a debugger print the stack when an assertion fails, which takes seconds.
+        self._environment = {"GGML_NO_BACKTRACE": "1", **os.environ, **dict(environment)}
         # Kept open as long as the process may write to it.
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self.connection: Connection

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from llama_magic.backends.host import available_memory, default_threads
@@ -15,11 +14,10 @@ from llama_magic.models.options import ModelSpec
 from llama_magic.native import Device, LogCapture
 from llama_magic.units import format_bytes
 
-__all__ = ["LoadPlan", "check", "devices_used", "plan_load", "room"]
+__all__ = ["LoadPlan", "check", "plan_load", "room"]
 
 #: The fast estimate is enough where this many times as much is free; else llama.cpp lays the model out.
 _CLEARLY = 1.25
-_BUFFER = re.compile(r"(\S+) model buffer size\s*=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +126,3 @@ def _refusal(spec: ModelSpec, metadata: ModelMetadata, need: MemoryNeed, free: i
         f"tokens {format_bytes(need.kv_cache)}, buffers {format_bytes(need.compute + need.other)}), "
         f"but {format_bytes(free)} {limit}. What helps: {'; '.join(remedies)}."
     )
-
-
-def devices_used(log: LogCapture) -> tuple[str, ...]:
-    """Return the devices that hold weights, as llama.cpp reported while it loaded them."""
-    names = []
-    for _, line in log.lines:
-        match = _BUFFER.search(line)
-        if match:
-            name = match[1].split("_")[0]
-            if name not in names:
-                names.append(name)
-    return tuple(names) or ("CPU",)

@@ -120,6 +120,8 @@ class Receipt:
         The equivalent `llama-cli` line.
     template
         "chat" where the model's chat template was used, "completion" where not.
+    place
+        Where it was computed, in words: "CPU", "CPU with BLAS", "CUDA0 20 of 31 layers, CPU 11 of 31 layers".
     """
 
     model: str
@@ -137,6 +139,7 @@ class Receipt:
     llama_magic: str
     llama_cli: str
     template: str
+    place: str = ""
 
     @property
     def seed(self) -> int:

@@ -18,6 +18,7 @@ __all__ = [
     "NUMA",
     "ROPE_SCALING",
     "SPLIT_MODES",
+    "DeviceUse",
     "LoadOptions",
     "ModelInfo",
     "ModelSpec",
@@ -248,6 +249,26 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What a device does for a loaded model, as llama.cpp reported it.
+
+    Attributes
+    ----------
+    device, type
+        As `Device` has them.
+    layers
+        Layers that it computes, the output layer included.
+    weights
+        Bytes of weights that it holds.
+    """
+
+    device: str
+    type: str
+    layers: int
+    weights: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a loaded model is, as the worker found it.
 
@@ -265,6 +286,8 @@ class ModelInfo:
         False for a base model: prompts are then completed, not answered.
     devices
         Names of the devices that hold the weights.
+    uses
+        What each device does for it; accelerators compute and hold nothing.
     n_threads, n_threads_batch
         Threads in use.
     sha256
@@ -299,6 +322,20 @@ class ModelInfo:
     memory: int
     llama_cpp_python: str
     llama_cpp_commit: str
+    uses: tuple[DeviceUse, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Where it computes, in words: "CPU", "CPU with BLAS", "RPC0", "CUDA0 20 of 31 layers, CPU"."""
+        total = sum(use.layers for use in self.uses)
+        rows = [use for use in self.uses if use.layers]
+        if not rows:
+            return ", ".join(self.devices) or "CPU"
+        names = [use.device if use.layers == total else f"{use.device} {use.layers} of {total} layers" for use in rows]
+        helpers = [use.device for use in self.uses if use.type == "accelerator"]
+        if helpers and any(use.type == "cpu" for use in rows):
+            names[-1] += f" with {' and '.join(helpers)}"
+        return ", ".join(names)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict."""

@@ -12,11 +12,14 @@ from llama_magic.native.devices import device_array
 from llama_magic.native.library import dll, initialize, lib
 from llama_magic.suggest import did_you_mean
 
-__all__ = ["ModelSettings", "buffer_types", "init_numa", "load_mode", "model_params"]
+__all__ = ["ModelSettings", "buffer_types", "device_buffer_types", "init_numa", "load_mode", "model_params"]
 
 #: Tensors of experts and of dense feed-forward layers (llama.cpp, common/common.h).
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _DENSE = r"\.ffn_(up|down|gate)\."
+
+#: `GGML_BACKEND_DEVICE_TYPE_ACCEL`.
+_ACCELERATOR = 3
 
 #: `llama_load_mode`: automatic, none, mmap, mlock, mmap and mlock, direct I/O.
 _AUTO, _NONE, _MLOCK, _MMAP_MLOCK, _DIRECT = -1, 0, 2, 3, 4
@@ -152,6 +155,8 @@ _device_count = _bind("ggml_backend_dev_count", ctypes.c_size_t)
 _device = _bind("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
 _device_buffer_type = _bind("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)
 _buffer_type_name = _bind("ggml_backend_buft_name", ctypes.c_char_p, ctypes.c_void_p)
+_device_type = _bind("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+_device_name = _bind("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
 _cpu_buffer_type = _bind("ggml_backend_cpu_buffer_type", ctypes.c_void_p)
 
 
@@ -163,6 +168,18 @@ def buffer_types() -> dict[str, int]:
         handle = _device_buffer_type(_device(index))
         if handle:
             found[_buffer_type_name(handle).decode()] = int(handle)
+    return found
+
+
+def device_buffer_types() -> dict[str, str]:
+    """Return the device of each buffer type that belongs to one; an RPC host's is named after its address."""
+    initialize()
+    found: dict[str, str] = {}
+    for index in range(_device_count()):
+        device = _device(index)
+        handle = _device_buffer_type(device)
+        if handle and _device_type(device) != _ACCELERATOR:  # BLAS calls the CPU's buffers its own
+            found[_buffer_type_name(handle).decode()] = _device_name(device).decode()
     return found
 
 

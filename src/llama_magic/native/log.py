@@ -21,6 +21,13 @@ _CONTINUE = 5
 class LogCapture:
     """Takes over llama.cpp's log for the whole process.
 
+    Attributes
+    ----------
+    lines
+        Level and text of the last lines.
+    layers
+        What was said since `clear` of which device computes which layer.
+
     Parameters
     ----------
     sink
@@ -32,6 +39,7 @@ class LogCapture:
     def __init__(self, sink: Callable[[str, str], None] | None = None, keep: int = 200) -> None:
         self.sink = sink
         self.lines: deque[tuple[str, str]] = deque(maxlen=keep)
+        self.layers: list[str] = []
         self._level = "info"
         self._partial = ""
         # The callback object must live as long as llama.cpp may call it.
@@ -52,6 +60,8 @@ class LogCapture:
 
     def _keep(self, line: str) -> None:
         if self._level == "debug":
+            if "assigned to device" in line:
+                self.layers.append(line)
             return  # hundreds of them would push out what the last lines are kept for
         self.lines.append((self._level, line))
         if self.sink is not None:
@@ -60,6 +70,7 @@ class LogCapture:
     def clear(self) -> None:
         """Forget what was kept."""
         self.lines.clear()
+        self.layers.clear()
         self._partial = ""
 
     def errors(self, most: int = 3) -> list[str]:

@@ -54,7 +54,7 @@ def describe(info: ModelInfo) -> str:
     took = f"loaded in {info.load_s:.1f} s" if info.load_s else "was loaded already"
     return (
         f"{info.name}: {took}, {_bytes(info.size)} {info.ftype}, {info.n_params / 1e6:,.0f} M parameters\n"
-        f"context {info.n_ctx:,} of {info.n_ctx_train:,} tokens, {', '.join(info.devices) or 'CPU'}, "
+        f"context {info.n_ctx:,} of {info.n_ctx_train:,} tokens, {info.place}, "
         f"{info.n_threads} thread{'' if info.n_threads == 1 else 's'}, {_bytes(info.memory)} of memory{template}"
     )
 

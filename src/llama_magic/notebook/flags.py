@@ -79,6 +79,8 @@ class Flag:
         May be given several times; the values are collected.
     joined
         The same for values that are tuples: they are put together.
+    glued
+        The value may follow the name without a space, as in ``-DNAME=VALUE``.
     complete
         What tab completion offers: "file", "model", "backend", "chat", "branch", "saved", "variable", or the words
         themselves.
@@ -94,6 +96,7 @@ class Flag:
     optional: bool = False
     repeat: bool = False
     joined: bool = False
+    glued: bool = False
     complete: str | tuple[str, ...] = ""
 
 

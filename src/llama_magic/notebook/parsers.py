@@ -164,6 +164,7 @@ class Parser:
         """Read a line; raises `InvalidRequestError` with one sentence that says what to do."""
         todo = split(line) if isinstance(line, str) else list(line)
         known = {name: flag for flag in self.flags for name in flag.names}
+        glued = {name: flag for name, flag in known.items() if flag.glued}
         words: list[str] = []
         arguments = Arguments()
         while todo:
@@ -175,6 +176,8 @@ class Parser:
                 _set(arguments, known[word], word, todo)
             elif equals and name in known:
                 _set_equals(arguments, known[name], name, value)
+            elif word[:2] in glued:
+                _store(arguments, glued[word[:2]], _convert(glued[word[:2]], word[:2], word[2:]))
             elif word.startswith("-"):
                 raise InvalidRequestError(self._unknown(word))
             else:

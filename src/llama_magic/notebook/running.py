@@ -72,7 +72,7 @@ def footer_of(completion: Completion) -> Footer:
     receipt, timings = completion.receipt, completion.timings
     return Footer(
         model=_short(receipt.path) if receipt else "",
-        device=", ".join(receipt.devices) if receipt else "",
+        device=(receipt.place or ", ".join(receipt.devices)) if receipt else "",
         tokens_per_second=timings.generation_tps,
         time_to_first_token_s=timings.time_to_first_token_s,
         tokens=timings.generated_tokens or len(completion.tokens),

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from llama_magic.notebook.lines import convert, evaluate, fit, imatrix, library, measure, models, quantize, session
+from llama_magic.notebook.lines import (
+    backends,
+    convert,
+    evaluate,
+    fit,
+    imatrix,
+    library,
+    measure,
+    models,
+    quantize,
+    session,
+)
 from llama_magic.notebook.parsers import Parser
 
 __all__ = ["CELL", "SUBCOMMANDS"]
@@ -29,6 +40,7 @@ SUBCOMMANDS: dict[str, Parser] = {
         *quantize.PARSERS,
         *imatrix.PARSERS,
         *convert.PARSERS,
+        *backends.PARSERS,
         *measure.PARSERS,
         *evaluate.PARSERS,
     )

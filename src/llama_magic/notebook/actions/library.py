@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llama_magic.api import library
 from llama_magic.errors import InvalidRequestError
+from llama_magic.notebook.asking import agreed
 from llama_magic.notebook.commands import Context
 from llama_magic.notebook.parsers import Arguments
 from llama_magic.suggest import did_you_mean
@@ -42,22 +43,13 @@ def delete(context: Context, arguments: Arguments) -> str:
         raise InvalidRequestError("delete needs a model: %llama delete owner/repo:quant; %llama models lists them")
     plan = library.plan_delete(ref)
     what = f"{plan.ref} ({format_bytes(plan.size)})"
-    if not arguments.get("yes") and not _agreed(f"Delete {what}? [y/N] "):
+    if not arguments.get("yes") and not agreed(f"Delete {what}? [y/N] ", "add --yes to delete it without asking"):
         return "Nothing was deleted."
     current = context.session.model
     if current is not None and plan.path and Path(current.path).resolve() == Path(plan.path).resolve():
         context.session.unload(current.ref)
     freed = library.delete_planned(plan)
     return f"Deleted {plan.ref}; {format_bytes(freed)} were freed."
-
-
-def _agreed(question: str) -> bool:
-    """Ask the person; where nobody can answer, say what to do instead."""
-    try:
-        answer = input(question)
-    except (EOFError, NotImplementedError, RuntimeError) as exc:
-        raise InvalidRequestError("nobody can be asked here; add --yes to delete it without asking") from exc
-    return answer.strip().lower() in ("y", "yes")
 
 
 def alias(_context: Context, arguments: Arguments) -> str:
