@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llama_magic.backends.known import KNOWN, KnownBackend, find_backend, parse_backends
+from llama_magic.backends.known import find_backend, parse_backends
 from llama_magic.backends.modules import Library, Module, compiled_in, find_modules, installed_library
-from llama_magic.backends.results import Backend, Backends, BackendsRequest, Devices, LoadedBackends
+from llama_magic.backends.results import Backends, BackendsRequest, Devices, LoadedBackends
 from llama_magic.backends.rpc_hosts import attached_hosts
 from llama_magic.backends.setup import BackendSetup, Problem, select, selected
+from llama_magic.backends.states import states
 from llama_magic.engine.client import Client, EngineClient, client_for, get_client
 from llama_magic.engine.jobs import run_job
 from llama_magic.errors import BackendError, MissingDependencyError
@@ -165,16 +166,5 @@ def backends() -> Backends:
     loaded = loaded_backends(client)
     problems = client.problems if isinstance(client, EngineClient) else ()
     built = find_modules(Library(loaded.commit, loaded.ggml_version))
-    rows = [_row(backend, loaded, built.get(backend.name)) for backend in KNOWN]
-    return Backends(tuple(rows), problems, loaded.commit, loaded.ggml_version)
-
-
-def _row(known: KnownBackend, loaded: LoadedBackends, module: Module | None) -> Backend:
-    active = next((row for row in loaded.backends if row.name.lower() == known.ggml.lower()), None)
-    source = "wheel" if known.name == "cpu" or known.name in compiled_in() else "module" if module else ""
-    if active is not None:
-        detail = (
-            ", ".join(name for name, value in active.features if value == "1") if known.name == "cpu" else known.hint
-        )
-        return Backend(known.name, known.title, "active", active.devices, detail, "", source)
-    return Backend(known.name, known.title, "built" if source else "missing", (), known.hint, "", source)
+    rows = states(loaded, built, compiled_in(), problems)
+    return Backends(rows, problems, loaded.commit, loaded.ggml_version)

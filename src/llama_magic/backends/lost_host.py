@@ -21,8 +21,8 @@ def lost_host(output: Iterable[str], hosts: Sequence[str]) -> str:
     if not gone:
         return f"The connection to the RPC host {' or '.join(hosts)} broke; it answers again."
     return (
-        f"The RPC host {', '.join(gone)} was lost while it computed: its process ended, or the network between was cut. "
-        f"Without it, the rest is used; %llama rpc add {gone[0]} attaches it again."
+        f"The RPC host {', '.join(gone)} was lost while it computed: its process ended, or the network was cut. "
+        f"What is left is used without it; %llama rpc add {gone[0]} attaches it again."
     )
 
 

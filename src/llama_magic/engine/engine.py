@@ -31,7 +31,7 @@ from llama_magic.engine.protocol import (
     TokenizeRequest,
     UnloadRequest,
 )
-from llama_magic.engine.residency import LoadPlan, check, plan_load, room
+from llama_magic.engine.residency import LoadPlan, check, devices_used, plan_load, room
 from llama_magic.engine.saving import restore_state, save_state
 from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError
 from llama_magic.inference.distribution import NextToken
@@ -188,7 +188,7 @@ class Engine:
             raise GenerationInterrupted from None
         settings = context_settings(options, default_n_ctx(metadata, options), default_threads())
         placed = placement(self.log)
-        devices = tuple(row.device for row in placed if row.weights) or ("CPU",)
+        devices = devices_used(self.log)
         chat = chat_flash_attn(options, devices)
         larger = options if chat is None else options.replace(flash_attn="off")
         context = estimate(metadata, larger)

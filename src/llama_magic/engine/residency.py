@@ -12,9 +12,10 @@ from llama_magic.models.memory import MemoryNeed, default_n_ctx, estimate
 from llama_magic.models.metadata import ModelMetadata
 from llama_magic.models.options import ModelSpec
 from llama_magic.native import Device, LogCapture
+from llama_magic.native.placement import placement
 from llama_magic.units import format_bytes
 
-__all__ = ["LoadPlan", "check", "plan_load", "room"]
+__all__ = ["LoadPlan", "check", "devices_used", "plan_load", "room"]
 
 #: The fast estimate is enough where this many times as much is free; else llama.cpp lays the model out.
 _CLEARLY = 1.25
@@ -126,3 +127,8 @@ def _refusal(spec: ModelSpec, metadata: ModelMetadata, need: MemoryNeed, free: i
         f"tokens {format_bytes(need.kv_cache)}, buffers {format_bytes(need.compute + need.other)}), "
         f"but {format_bytes(free)} {limit}. What helps: {'; '.join(remedies)}."
     )
+
+
+def devices_used(log: LogCapture) -> tuple[str, ...]:
+    """Return the devices that hold weights of the model that was loaded last, the one with most layers first."""
+    return tuple(row.device for row in placement(log) if row.weights) or ("CPU",)
