@@ -8,12 +8,15 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.checkpoints import make_checkpoints
 from tests.hub import Hub
+
+if TYPE_CHECKING:
+    from llama_magic.backends.built import BuildResult
 
 # Threads of llama.cpp spin while they wait for each other. With a browser or a second model beside them, on two cores,
 # that makes them ten times slower; here they sleep instead. It is read when the library is loaded, so it is set now.
@@ -149,3 +152,19 @@ def hub(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(_http, "_HUB_ORIGINS", frozenset({_http._url_origin(served.url)}))
         yield served
         _http.close_session()
+
+
+@pytest.fixture(scope="session")
+def modules(user_home: Path) -> BuildResult:
+    """The backends BLAS and RPC, really built, for all tests of the session."""
+    from llama_magic.api.build import build_backend
+    from llama_magic.errors import BackendError, BuildError, DownloadError
+
+    assert user_home.is_dir()
+    try:
+        return build_backend(["blas", "rpc"])
+    except BuildError:
+        raise
+    except (BackendError, DownloadError) as error:
+        skip_or_fail(f"BLAS and RPC can not be built: {error}")
+        raise

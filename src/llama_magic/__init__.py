@@ -18,17 +18,22 @@ if TYPE_CHECKING:
     from llama_magic.api.bench import bench
     from llama_magic.api.convert import convert
     from llama_magic.api.evaluate import kl_divergence, perplexity
+    from llama_magic.api.build import build_backend, build_wheel
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
     from llama_magic.api.library import catalog, delete, download, models, search
     from llama_magic.api.model import Chat, Model, inspect, load
     from llama_magic.api.quantize import ftypes, plan, quantize
+    from llama_magic.api.rpc import RpcServer, rpc_add, rpc_hosts, rpc_remove, rpc_serve, rpc_stop
     from llama_magic.api.saved import SavedConversation, SavedConversations, saved_conversations
     from llama_magic.api.session import Session, current_session
     from llama_magic.api.stream import GenerationStream
     from llama_magic.api.tensors import microscope, tensor_errors
     from llama_magic.api.tune import tune
+    from llama_magic.backends.built import BuildResult, WheelResult
+    from llama_magic.backends.modules import Module
     from llama_magic.backends.results import Backend, Backends, Device, Devices
+    from llama_magic.backends.rpc_requests import AttachedHost, RpcHosts
     from llama_magic.errors import (
         BackendError,
         BuildError,
@@ -82,7 +87,7 @@ if TYPE_CHECKING:
         StoredModel,
         Unfinished,
     )
-    from llama_magic.models.options import LoadOptions, ModelInfo
+    from llama_magic.models.options import DeviceUse, LoadOptions, ModelInfo
     from llama_magic.quantization.convert import ConvertResult
     from llama_magic.quantization.ftypes import Ftype, FtypeTable
     from llama_magic.quantization.imatrix import ImatrixResult
@@ -96,6 +101,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "llama_magic.api.backends": "devices use_backend",
+    "llama_magic.api.build": "build_backend build_wheel",
+    "llama_magic.api.rpc": "RpcServer rpc_add rpc_hosts rpc_remove rpc_serve rpc_stop",
     "llama_magic.api.bench": "bench",
     "llama_magic.api.evaluate": "kl_divergence perplexity",
     "llama_magic.api.convert": "convert",
@@ -108,8 +115,11 @@ _HOMES = {
     "llama_magic.api.session": "Session current_session",
     "llama_magic.api.stream": "GenerationStream",
     "llama_magic.api.tensors": "microscope tensor_errors",
+    "llama_magic.backends.built": "BuildResult WheelResult",
+    "llama_magic.backends.modules": "Module",
     "llama_magic.backends.results": "Backend Backends Device Devices",
     "llama_magic.api.tune": "tune",
+    "llama_magic.backends.rpc_requests": "AttachedHost RpcHosts",
     "llama_magic.errors": (
         "BackendError BuildError ChatTemplateError ContextFullError ConversationError DiskFullError DownloadError "
         "EngineCrashed EngineError EngineProtocolError GenerationInterrupted GrammarError InvalidModelError "
@@ -126,7 +136,7 @@ _HOMES = {
     "llama_magic.models.gguf": "ModelMetadata TensorInfo",
     "llama_magic.models.fit": "DeviceFit FitReport QuantizationFit",
     "llama_magic.models.library": ("Catalogue CatalogueEntry ModelList SearchHit SearchResults StoredModel Unfinished"),
-    "llama_magic.models.options": "LoadOptions ModelInfo",
+    "llama_magic.models.options": "DeviceUse LoadOptions ModelInfo",
     "llama_magic.quantization.convert": "ConvertResult",
     "llama_magic.quantization.ftypes": "Ftype FtypeTable",
     "llama_magic.quantization.imatrix": "ImatrixResult",
@@ -135,12 +145,14 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "AttachedHost",
     "Backend",
     "BackendError",
     "Backends",
     "BenchResult",
     "BenchRow",
     "BuildError",
+    "BuildResult",
     "Candidate",
     "Catalogue",
     "CatalogueEntry",
@@ -154,6 +166,7 @@ __all__ = [
     "ConvertResult",
     "Device",
     "DeviceFit",
+    "DeviceUse",
     "Devices",
     "DiskFullError",
     "DownloadError",
@@ -184,6 +197,7 @@ __all__ = [
     "ModelList",
     "ModelMetadata",
     "ModelNotFoundError",
+    "Module",
     "NativeError",
     "OutOfMemoryError",
     "Perplexities",
@@ -195,6 +209,8 @@ __all__ = [
     "QuantizeResults",
     "Receipt",
     "RpcHostError",
+    "RpcHosts",
+    "RpcServer",
     "Sample",
     "SamplingParams",
     "SavedConversation",
@@ -214,9 +230,12 @@ __all__ = [
     "TuneResult",
     "TuneTrial",
     "Unfinished",
+    "WheelResult",
     "__version__",
     "backends",
     "bench",
+    "build_backend",
+    "build_wheel",
     "catalog",
     "convert",
     "current_session",
@@ -234,6 +253,11 @@ __all__ = [
     "perplexity",
     "plan",
     "quantize",
+    "rpc_add",
+    "rpc_hosts",
+    "rpc_remove",
+    "rpc_serve",
+    "rpc_stop",
     "saved_conversations",
     "search",
     "tensor_errors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -33,7 +34,7 @@ from llama_magic.backends.setup import BackendSetup, select, selected
 from llama_magic.backends.wheel_request import WheelRequest
 from llama_magic.engine.client import EngineClient, get_client
 from llama_magic.engine.jobs import run_job
-from llama_magic.errors import BackendError, BuildError, DiskFullError, InvalidRequestError
+from llama_magic.errors import BackendError, BuildError, DiskFullError, InvalidRequestError, LlamaMagicError
 from llama_magic.models.places import data_folder
 from llama_magic.progress import Progress, Report
 from llama_magic.units import format_bytes
@@ -105,8 +106,10 @@ def build_backend(
         devices = [_probe(module, log, progress) for module in staged]
         modules = tuple(_install(module, target, log) for module in staged)
     except OSError as exc:
-        if isinstance(exc, (BackendError, DiskFullError)):
+        if isinstance(exc, LlamaMagicError):
             raise
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"the disk of {folder} is full; nothing of the build was installed") from exc
         raise BuildError(f"the build can not be kept in {folder}: {exc.strerror or exc}", str(log)) from exc
     finally:
         shutil.rmtree(staging, ignore_errors=True)

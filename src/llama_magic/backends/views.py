@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llama_magic.markup import Html, badge, heading, join, note, page, table, text_table
+from llama_magic.backends.known import find_backend
+from llama_magic.markup import Html, badge, details, heading, join, note, page, table, text_table
 from llama_magic.units import format_bytes
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ def _code(text: str) -> Html:
 
 def backends_html(found: Backends) -> str:
     """Return what the notebook shows of `Backends`."""
-    shown = [row for row in found if row.state != "unsupported"]
-    rest = [row.title for row in found if row.state == "unsupported"]
+    shown, special, rest = _sorted(found)
     rows = [
         (
             join(Html("<b>"), row.name, Html("</b>")),
@@ -49,19 +49,35 @@ def backends_html(found: Backends) -> str:
     return page(
         heading("Backends", build),
         table(("backend", "state", "devices", "", "what to run"), rows),
-        note(f"Not on this system: {', '.join(rest)}.") if rest else "",
+        details(
+            f"{len(special)} more for special hardware",
+            table(("backend", ""), [(join(Html("<b>"), row.name, Html("</b>")), row.detail) for row in special]),
+        )
+        if special
+        else "",
+        note(f"Not on this system: {', '.join(row.name for row in rest)}.") if rest else "",
         *_problems(found.problems),
     )
 
 
+def _sorted(found: Backends) -> tuple[list[Backend], list[Backend], list[Backend]]:
+    """Return what most people look for, what needs special hardware, and what does not exist on this system."""
+    rest = [row for row in found if row.state == "unsupported"]
+    special = [row for row in found if row.state == "missing" and not find_backend(row.name).checked]
+    return [row for row in found if row not in rest and row not in special], special, rest
+
+
 def backends_text(found: Backends) -> str:
     """Return the same for a terminal."""
+    shown, special, rest = _sorted(found)
     rows = [
-        (row.name, _STATES[row.state][0], ", ".join(device.name for device in row.devices), _told(row))
-        for row in found
-        if row.state != "unsupported"
+        (row.name, _STATES[row.state][0], ", ".join(device.name for device in row.devices), _told(row)) for row in shown
     ]
     lines = [text_table(("backend", "state", "devices", ""), rows)]
+    if special:
+        lines.append(f"For special hardware: {', '.join(row.name for row in special)}.")
+    if rest:
+        lines.append(f"Not on this system: {', '.join(row.name for row in rest)}.")
     lines += [f"! {problem.what}: {problem.reason}" for problem in found.problems]
     return "\n".join(lines)
 

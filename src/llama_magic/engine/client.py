@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import signal
 import threading
 import time
 import weakref
@@ -221,6 +222,8 @@ class EngineClient:
                     self.problems = end_of(event)
                     return None
         except EngineCrashed as exc:
+            if exc.exit_code == -getattr(signal, "SIGBUS", 0):  # the file ends before what its header promises
+                return Problem(at, "the file is damaged or cut off")
             return Problem(at, f"loading it ended the worker: {exc.cause}")
         finally:
             pending.done()
