@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from llama_magic.api.backends import devices, use_backend
     from llama_magic.api.bench import bench
+    from llama_magic.api.build import build_backend, build_wheel
     from llama_magic.api.convert import convert
     from llama_magic.api.evaluate import kl_divergence, perplexity
-    from llama_magic.api.build import build_backend, build_wheel
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
     from llama_magic.api.library import catalog, delete, download, models, search

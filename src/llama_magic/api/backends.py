@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from llama_magic.backends.states import states
 from llama_magic.engine.client import Client, EngineClient, client_for, get_client
 from llama_magic.engine.jobs import run_job
 from llama_magic.errors import BackendError, MissingDependencyError
+from llama_magic.inference.results import Completion
 from llama_magic.models.options import LoadOptions
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "left_out",
     "library",
     "loaded_backends",
+    "noting",
     "refuse",
     "setup_for",
     "setup_of",
@@ -132,6 +134,17 @@ def left_out(client: Client) -> tuple[str, ...]:
     """Return in words what the worker of a client had to leave out."""
     problems = client.problems if isinstance(client, EngineClient) else ()
     return tuple(f"without {Path(row.what).name}: {row.reason}" for row in problems)
+
+
+def noting(client: Client, record: Callable[[Completion], tuple[str, ...]]) -> Callable[[Completion], tuple[str, ...]]:
+    """Return a function that records an answer and adds, once, what the client's worker had to leave out."""
+    told = left_out(client)
+
+    def finish(completion: Completion) -> tuple[str, ...]:
+        now = left_out(client)
+        return (*record(completion), *(now if now != told else ()))
+
+    return finish
 
 
 def loaded_backends(client: Client | None = None) -> LoadedBackends:

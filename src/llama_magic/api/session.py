@@ -281,17 +281,12 @@ class Session:
     def _open(
         self, request: GenerateRequest, schema: Schema | None, record: Callable[[Completion], tuple[str, ...]]
     ) -> Generation:
-        from llama_magic.api.backends import left_out
+        from llama_magic.api.backends import noting
 
         client = self.client(request.spec)
-        told = left_out(client)
-
-        def finish(completion: Completion) -> tuple[str, ...]:
-            now = left_out(client)
-            return (*record(completion), *(now if now != told else ()))
-
+        record = noting(client, record)
         stream = client.open(request)
-        generation = Generation(request, stream, schema, finish)
+        generation = Generation(request, stream, schema, record)
         if request.conversation is not None:
             generation.over = self._answering.begin(request.conversation, stream)
         return generation
