@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import llama_magic as lm
-from llama_magic.api.backends import setup_for
+from llama_magic.api.backends import loaded_backends, setup_for
 from llama_magic.api.rpc import rpc_add, rpc_hosts, rpc_remove, rpc_serve, rpc_stop
 from llama_magic.api.session import Ask, Session
 from llama_magic.api.switching import reloading
@@ -29,6 +29,7 @@ from llama_magic.backends.setup import STOCK, select, selected
 from llama_magic.engine.client import EngineClient, get_client, set_client
 from llama_magic.errors import EngineCrashed, RpcHostError
 from tests.conftest import REPOSITORY, skip_or_fail
+from tests.tiny import tiny_llama
 
 GREEDY = {"max_tokens": 12, "temperature": 0}
 
@@ -149,16 +150,18 @@ def test_what_is_no_host_is_told(modules: BuildResult) -> None:
     assert selected() == STOCK
 
 
-def test_a_host_serves_one_process_at_a_time(modules: BuildResult) -> None:
+def test_a_host_serves_one_process_at_a_time(modules: BuildResult, tmp_path: Path) -> None:
     server = rpc_serve()
     found = check_host(server.endpoint)
     assert found.protocol[:2] == PROTOCOL
     assert found.memory[0][1] == pytest.approx(psutil.virtual_memory().total, rel=0.01)
     rpc_add(server.endpoint)
+    tiny = tmp_path / "tiny.gguf"
+    tiny_llama(tiny)
+    model = lm.load(str(tiny), n_ctx=64)  # a connection is held as long as a model is there
+    assert model.info.place == "RPC0"
     other = EngineClient(setup_for("rpc"))
     try:
-        from llama_magic.api.backends import loaded_backends
-
         assert [device.name for device in loaded_backends(other).devices] == ["CPU"]
         assert "one process at a time" in other.problems[0].reason
     finally:

@@ -15,6 +15,12 @@ from llama_magic.units import format_bytes, format_seconds
 __all__ = ["BuildResult", "WheelResult"]
 
 
+_NO_DEVICE = {
+    "rpc": "its devices are those of other machines",
+    "vulkan": "no device on this machine (GGML_VK_VISIBLE_DEVICES=0 in the environment shows one in software)",
+}
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class BuildResult:
     """Modules that were built, probed and installed.
@@ -42,12 +48,7 @@ class BuildResult:
             names = ", ".join(
                 f"{device.name} ({device.description})" for device in self.devices if device.backend == module.name
             )
-            if not names:
-                names = (
-                    "devices come with %llama rpc add HOST:PORT"
-                    if module.name == "rpc"
-                    else "no device on this machine"
-                )
+            names = names or _NO_DEVICE.get(module.name, "no device on this machine")
             rows.append((find_backend(module.name).title, f"{format_bytes(module.size)}; {names}"))
         return rows
 
