@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llama_magic.api.bench import bench
     from llama_magic.api.build import build_backend, build_wheel
     from llama_magic.api.convert import convert
+    from llama_magic.api.doctor import doctor
     from llama_magic.api.evaluate import kl_divergence, perplexity
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from llama_magic.api.tune import tune
     from llama_magic.backends.built import BuildResult, WheelResult
     from llama_magic.backends.modules import Module
+    from llama_magic.backends.findings import DoctorReport, Finding
     from llama_magic.backends.results import Backend, Backends, Device, Devices
     from llama_magic.backends.rpc_requests import AttachedHost, RpcHosts
     from llama_magic.errors import (
@@ -106,6 +108,7 @@ _HOMES = {
     "llama_magic.api.bench": "bench",
     "llama_magic.api.evaluate": "kl_divergence perplexity",
     "llama_magic.api.convert": "convert",
+    "llama_magic.api.doctor": "doctor",
     "llama_magic.api.fit": "fit",
     "llama_magic.api.imatrix": "imatrix",
     "llama_magic.api.library": "catalog delete download search",
@@ -117,6 +120,7 @@ _HOMES = {
     "llama_magic.api.tensors": "microscope tensor_errors",
     "llama_magic.backends.built": "BuildResult WheelResult",
     "llama_magic.backends.modules": "Module",
+    "llama_magic.backends.findings": "DoctorReport Finding",
     "llama_magic.backends.results": "Backend Backends Device Devices",
     "llama_magic.api.tune": "tune",
     "llama_magic.backends.rpc_requests": "AttachedHost RpcHosts",
@@ -169,12 +173,14 @@ __all__ = [
     "DeviceUse",
     "Devices",
     "DiskFullError",
+    "DoctorReport",
     "DownloadError",
     "EngineCrashed",
     "EngineError",
     "EngineProtocolError",
     "Estimate",
     "EvaluationProgress",
+    "Finding",
     "FitReport",
     "Ftype",
     "FtypeTable",
@@ -241,6 +247,7 @@ __all__ = [
     "current_session",
     "delete",
     "devices",
+    "doctor",
     "download",
     "fit",
     "ftypes",

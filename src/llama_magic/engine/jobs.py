@@ -35,6 +35,7 @@ RUNNERS: dict[str, str] = {
     "CloseLanesRequest": "llama_magic.engine.measuring:close_lanes",
     "DownloadRequest": "llama_magic.models.download:run",
     "SearchRequest": "llama_magic.models.catalogue:run",
+    "HubRequest": "llama_magic.backends.hub_probe:run",
     "SetUpRequest": "llama_magic.backends.setting_up:run",
     "BackendsRequest": "llama_magic.backends.looking:run",
     "BuildRequest": "llama_magic.backends.building:run",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import secrets
 import signal
@@ -17,6 +16,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import IO
 
+from llama_magic.backends.amx import REINSTALL, amx_trap
 from llama_magic.errors import EngineError
 
 __all__ = ["WorkerProcess"]
@@ -136,26 +136,12 @@ class WorkerProcess:
 
 
 def _amx(code: int, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return what to do about a crash in AMX code, empty where there is none.
-
-    GCC leaves out part of llama.cpp's set-up of these registers (ggml-org/llama.cpp, pull request 26954), so that
-    the first prompt ends the process with SIGILL or SIGSEGV.
-    """
-    if -code not in (signal.SIGILL, signal.SIGSEGV):
-        return ""
-    spec = importlib.util.find_spec("llama_cpp")
-    try:
-        if spec is None or spec.origin is None or "amx_int8" not in cpuinfo.read_text():
-            return ""
-        libraries = (Path(spec.origin).parent / "lib").glob("libggml-cpu*")
-        if not any(b"AMX is not ready to be used" in library.read_bytes() for library in libraries):
-            return ""
-    except OSError:
+    """Return what to do about a crash in AMX code, empty where there is none: it ends with SIGILL or SIGSEGV."""
+    if -code not in (signal.SIGILL, signal.SIGSEGV) or not amx_trap(cpuinfo):
         return ""
     return (
         " Most likely its code for AMX is at fault, which GCC compiles wrongly. What helps: reinstall llama-cpp-python "
-        "without it: CMAKE_ARGS='-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__' "
-        "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python."
+        f"without it: {REINSTALL}."
     )
 
 

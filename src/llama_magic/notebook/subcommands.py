@@ -5,6 +5,7 @@ from __future__ import annotations
 from llama_magic.notebook.lines import (
     backends,
     convert,
+    doctor,
     evaluate,
     fit,
     imatrix,
@@ -42,6 +43,7 @@ SUBCOMMANDS: dict[str, Parser] = {
         *convert.PARSERS,
         *backends.PARSERS,
         *measure.PARSERS,
+        *doctor.PARSERS,
         *evaluate.PARSERS,
     )
 }
