@@ -18,6 +18,7 @@ from llama_magic.backends.host import default_threads
 #: In the order of the table.
 GROUPS: dict[str, Callable[[Setup], list[Row]]] = {
     "llama-bench": speed.against_llama_bench,
+    "bench": speed.bench,
     "overhead": overhead.measure,
     "llama": speed.against_llama,
     "follow-up": conversation.measure,

@@ -8,17 +8,21 @@ sampling takes counts against llama_magic.
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
+from dataclasses import replace
 
 from benchmarks.peer import Peer
-from benchmarks.rows import Row, at_least
+from benchmarks.rows import Row, at_least, info
 from benchmarks.runner import Setup, generate, prompt, turns, worker
 from benchmarks.tools import tool
+from llama_magic.api.speed import Lane, SpeedWorkers
+from llama_magic.evaluation.speed_test import SpeedTest
 from llama_magic.inference.params import SamplingParams
 
-__all__ = ["against_llama", "against_llama_bench"]
+__all__ = ["against_llama", "against_llama_bench", "bench"]
 
-_TOKENS = 128
+_PROMPT, _TOKENS = 512, 128
 _LONG = 1500
 _N_CTX = 4096
 
@@ -43,6 +47,33 @@ def against_llama_bench(setup: Setup) -> list[Row]:
         pairs = turns(ours, bench, setup.rounds(11, 3))
     what = "generation tok/s, 128 tokens, greedy, seen by the kernel through the worker / llama-bench tg128"
     return [at_least(what, 0.97, [a / b for a, b in pairs], note=_rates(pairs, "llama-bench"))]
+
+
+def bench(setup: Setup) -> list[Row]:
+    """`lm.bench`'s repetitions of pp512 and tg128 / llama-bench's, on the same file, in turns."""
+    spec = setup.spec()
+    rows = []
+    with SpeedWorkers() as workers:
+        for test in (SpeedTest(n_prompt=_PROMPT), SpeedTest(n_gen=_TOKENS)):
+            command = [str(tool("llama-bench", setup.tools)), "-m", spec.path, "-t", str(setup.threads), "-r", "1"]
+            command += ["-p", str(test.n_prompt), "-n", str(test.n_gen), "-o", "json"]
+            lane = workers.open(spec, test)
+
+            def theirs(_round: int, command: list[str] = command) -> float:
+                output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                return float(json.loads(output)[0]["avg_ts"])
+
+            def ours(_round: int, lane: Lane = lane) -> float:
+                return 1e9 * lane.test.n_tokens / workers.time(lane)
+
+            pairs = turns(ours, theirs, setup.rounds(15, 5))
+            ratios = [a / b for a, b in pairs]
+            off = abs(statistics.median(ratios) - 1)
+            note = f"{_rates(pairs, 'llama-bench')}; the median is {100 * off:.1f} % off"
+            what = f"`bench`: tok/s of {test.name} / llama-bench's"
+            rows.append(replace(info(what, ratios, note=note), target="0.97 to 1.03", reached=off <= 0.03))
+            workers.close()
+    return rows
 
 
 def against_llama(setup: Setup) -> list[Row]:

@@ -117,7 +117,7 @@ def test_one_row_fails_and_the_others_go_on(worker: FakeWorker, model: str) -> N
     result = lm.bench(model, n_gen=0, flash_attn=["on", "off"], repetitions=3)
     assert [row.error for row in result] == ["", "this one can not"]
     assert len(result[0].samples_ns) == 3
-    assert "this one can not" in (result._repr_html_() or "")
+    assert "this one can not" in result._repr_html_()
     assert "not measured" in repr(result)
     assert len(json.loads(result.to_json())) == 1
     with pytest.raises(NativeError, match="this one can not"):
@@ -204,7 +204,7 @@ def test_what_is_shown_is_escaped_and_told_apart() -> None:
         BenchRow(ref, f"/{ref}", SpeedTest(512), LoadOptions(n_threads=2), backend, "", facts, (10**9, 2 * 10**9))
         for ref, backend in (("<b>a</b>.gguf", "cpu"), ("b.gguf", "blas"))
     )
-    page = BenchResult(rows, 2, 3.0)._repr_html_() or ""
+    page = BenchResult(rows, 2, 3.0)._repr_html_()
     assert "<b>a" not in page
     assert "backend blas" in page
     assert "<svg" in page

@@ -130,7 +130,7 @@ def check_tools(look: Callable[[str], Prerequisite], cards: Collection[str], pla
             yield Finding("building", found.name, WARNING, words, found.fix)
         else:
             why = "only the backend blas needs it" if key == "openblas" else "of no use without a card"
-            yield Finding("building", found.name, OK, f"{found.evidence}; {why}", found.fix)
+            yield Finding("building", found.name, OK, f"{found.evidence}; {why}")
 
 
 def check_frontend(

@@ -198,7 +198,7 @@ class BenchResult(Sequence[BenchRow]):
 
         return text(self)
 
-    def _repr_html_(self) -> str | None:
+    def _repr_html_(self) -> str:
         from llama_magic.evaluation.bench_view import html
 
         return html(self)

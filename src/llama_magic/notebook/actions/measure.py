@@ -8,6 +8,7 @@ from typing import Any
 from llama_magic.api.bench import bench as measure
 from llama_magic.api.tune import forget, tune_spec
 from llama_magic.evaluation.bench import BenchResult
+from llama_magic.markup import Html, join, page
 from llama_magic.notebook.commands import Context
 from llama_magic.notebook.parsers import Arguments
 
@@ -24,8 +25,10 @@ class PrintedBench(BenchResult):
     def __repr__(self) -> str:
         return self.shown
 
-    def _repr_html_(self) -> None:
-        return None
+    def _repr_html_(self) -> str:
+        # Notebooks wrap plain text, which would break the table's lines.
+        style = "white-space:pre;overflow-x:auto;margin:0;padding:0;background:none;color:inherit"
+        return page(Html(f'<pre style="{style}">{join(self.shown)}</pre>'))
 
 
 def bench(context: Context, arguments: Arguments) -> object:
