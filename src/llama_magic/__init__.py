@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from llama_magic.api.tensors import microscope, tensor_errors
     from llama_magic.api.tune import tune
     from llama_magic.backends.built import BuildResult, WheelResult
-    from llama_magic.backends.modules import Module
     from llama_magic.backends.findings import DoctorReport, Finding
+    from llama_magic.backends.modules import Module
     from llama_magic.backends.results import Backend, Backends, Device, Devices
     from llama_magic.backends.rpc_requests import AttachedHost, RpcHosts
     from llama_magic.errors import (

@@ -27,10 +27,10 @@ def perplexity(context: Context, arguments: Arguments) -> object:
     loading, told, session = arguments.group("loading"), context.on_progress, context.session
     # the length of a chat's context is not that of a chunk
     loading["n_ctx"] = None
-    specs = [session.spec(ref, loading, told) for ref in refs or [None]]
+    specs = [session.spec(ref, loading, told, tuned=False) for ref in refs or [None]]
     return evaluate_specs(
         specs,
-        None if base is None else session.spec(base, loading, told),
+        None if base is None else session.spec(base, loading, told, tuned=False),
         text_of(arguments.get("text"), context),
         progress=told,
         **{name: arguments.get(name) for name in _SETTINGS if name in arguments.values},
