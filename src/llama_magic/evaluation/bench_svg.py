@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from llama_magic import svg
 from llama_magic.markup import Html
 
 __all__ = ["Bar", "bars_svg"]
@@ -14,8 +15,6 @@ _WIDTH, _ROW, _HEAD = 700, 20, 24
 _CHAR = 6.1  # pixels of a character at 11 px, about
 _MOST_LABEL = 46
 _VALUE = 118
-_FONT = "font:11px var(--jp-ui-font-family,sans-serif);fill:currentColor"
-_FILL = "fill:var(--jp-brand-color1,#1976d2)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +25,6 @@ class Bar:
     mean: float
     stdev: float
     count: int
-
-
-def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" style="{_FONT}{more}">{escape(text)}</text>'
 
 
 def _clip(label: str) -> str:
@@ -43,7 +38,7 @@ def bars_svg(groups: Mapping[str, Sequence[Bar]]) -> Html:
     room = _WIDTH - left - _VALUE
     parts, y = list[str](), 0.0
     for name, bars in groups.items():
-        parts.append(_text(0, y + 15, f"{name}, tok/s", "start", ";font-weight:600"))
+        parts.append(svg.text(0, y + 15, f"{name}, tok/s", "start", ";font-weight:600"))
         y += _HEAD
         most = max(bar.mean + bar.stdev for bar in bars) or 1.0
         for bar in bars:
@@ -51,11 +46,7 @@ def bars_svg(groups: Mapping[str, Sequence[Bar]]) -> Html:
             y += _ROW
         y += 6
     told = "; ".join(f"{name}: " + ", ".join(f"{b.label} {b.mean:.1f}" for b in bars) for name, bars in groups.items())
-    return Html(
-        f'<svg role="img" aria-label="{escape(f"tokens per second. {told}")}" viewBox="0 0 {_WIDTH} {y:.0f}" '
-        f'style="width:100%;max-width:{_WIDTH}px;height:auto;color:var(--jp-ui-font-color1,inherit)" '
-        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-    )
+    return svg.svg(_WIDTH, round(y), f"tokens per second. {told}", parts)
 
 
 def _bar(bar: Bar, left: float, room: float, most: float, y: float) -> list[str]:
@@ -64,17 +55,15 @@ def _bar(bar: Bar, left: float, room: float, most: float, y: float) -> list[str]
     middle = y + _ROW / 2
     shown = f"{bar.mean:,.1f}" + (f" ± {bar.stdev:,.1f}" if bar.count > 1 else "")
     told = f"{bar.label}: {shown} tok/s, {bar.count} repetition{'' if bar.count == 1 else 's'}"
+    box = f'x="{left:.1f}" y="{y + 3:.1f}" width="{max(wide, 1):.1f}" height="{_ROW - 6}" rx="2"'
     parts = [
         f"<g><title>{escape(told)}</title>",
-        _text(left - 6, middle + 4, _clip(bar.label), "end"),
-        f'<rect x="{left:.1f}" y="{y + 3:.1f}" width="{max(wide, 1):.1f}" height="{_ROW - 6}" rx="2" style="{_FILL}"/>',
+        svg.text(left - 6, middle + 4, _clip(bar.label), "end"),
+        f'<rect {box} style="fill:{svg.BLUE}"/>',
     ]
     if bar.count > 1 and bar.stdev:
-        stroke = 'style="stroke:currentColor;stroke-width:1.5"'
-        parts.append(f'<line x1="{low:.1f}" y1="{middle:.1f}" x2="{high:.1f}" y2="{middle:.1f}" {stroke}/>')
-        parts += [
-            f'<line x1="{x:.1f}" y1="{middle - 4:.1f}" x2="{x:.1f}" y2="{middle + 4:.1f}" {stroke}/>'
-            for x in (low, high)
-        ]
-    parts.append(_text(max(high, left + wide) + 6, middle + 4, shown, "start") + "</g>")
+        stroke = "stroke:currentColor;stroke-width:1.5"
+        parts.append(svg.line(low, middle, high, middle, stroke))
+        parts += [svg.line(x, middle - 4, x, middle + 4, stroke) for x in (low, high)]
+    parts.append(svg.text(max(high, left + wide) + 6, middle + 4, shown, "start") + "</g>")
     return parts
