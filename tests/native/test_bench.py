@@ -7,18 +7,19 @@ import io
 import json
 import os
 import signal
-import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import llama_magic as lm
+from llama_magic.engine import measuring
 from llama_magic.evaluation.speed import SpeedLane, bench_settings
-from llama_magic.evaluation.speed_test import SpeedTest
-from llama_magic.models.options import LoadOptions
-from llama_magic.native import NativeModel
+from llama_magic.evaluation.speed_test import CloseLanesRequest, OpenLaneRequest, SpeedTest
+from llama_magic.models.options import LoadOptions, ModelSpec
+from llama_magic.native import LogCapture, NativeModel, WorkerTools
 
 #: Columns that a second run gives other values, or that only llama.cpp's tools know.
 TIMED = {
@@ -34,27 +35,19 @@ TIMED = {
 }
 
 
-def llama_bench(*arguments: str) -> str:
-    folder = os.environ.get("LLAMA_MAGIC_TOOLS")
-    if not folder or not (Path(folder) / "llama-bench").exists():
-        pytest.skip("llama-bench is not there: name the folder of llama.cpp's tools in $LLAMA_MAGIC_TOOLS")
-    command = [str(Path(folder) / "llama-bench"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
-
-
 @pytest.fixture(scope="module")
-def both(smollm2_path: Path) -> tuple[lm.BenchResult, list[dict[str, Any]], str]:
+def both(smollm2_path: Path, llama_tool: Callable[..., str]) -> tuple[lm.BenchResult, list[dict[str, Any]]]:
     flags = "-p 8,16 -n 2 -pg 8,2 -d 0,8 -t 1 -ub 256 -fa 1 -r 2".split()
-    theirs = llama_bench("-m", str(smollm2_path), *flags, "-o", "json", "-oe", "md")
+    theirs = llama_tool("llama-bench", "-m", smollm2_path, *flags, "-o", "json")
     ours = lm.bench(
         smollm2_path, n_prompt=[8, 16], n_gen=2, pg=[(8, 2)], n_depth=[0, 8], n_threads=1, n_ubatch=256,
         flash_attn="on", repetitions=2,
     )  # fmt: skip
-    return ours, json.loads(theirs), theirs
+    return ours, json.loads(theirs)
 
 
-def test_rows_and_columns_are_llama_benchs(both: tuple[lm.BenchResult, list[dict[str, Any]], str]) -> None:
-    ours, theirs, _ = both
+def test_rows_and_columns_are_llama_benchs(both: tuple[lm.BenchResult, list[dict[str, Any]]]) -> None:
+    ours, theirs = both
     mine = json.loads(ours.to_json())
     assert [list(row) for row in mine] == [list(row) for row in theirs]
     for own, other in zip(mine, theirs, strict=True):
@@ -62,14 +55,16 @@ def test_rows_and_columns_are_llama_benchs(both: tuple[lm.BenchResult, list[dict
         assert [type(value) for value in own.values()] == [type(value) for value in other.values()]
 
 
-def test_the_csv_is_llama_benchs(smollm2_path: Path) -> None:
-    theirs = list(csv.reader(io.StringIO(llama_bench("-m", str(smollm2_path), *"-p 8 -n 0 -r 1 -t 1 -o csv".split()))))
+def test_the_csv_is_llama_benchs(smollm2_path: Path, llama_tool: Callable[..., str]) -> None:
+    theirs = list(
+        csv.reader(io.StringIO(llama_tool("llama-bench", "-m", smollm2_path, *"-p 8 -n 0 -r 1 -t 1 -o csv".split())))
+    )
     mine = lm.bench(smollm2_path, n_prompt=8, n_gen=0, repetitions=1, n_threads=1)
     ours = list(csv.reader(io.StringIO(mine.to_csv())))
     assert ours[0] == theirs[0]
     for name, own, other in zip(*ours, theirs[1], strict=True):
         assert name in TIMED or own == other, name
-    printed = llama_bench("-m", str(smollm2_path), *"-p 8 -n 0 -r 1 -t 1 -o md".split()).splitlines()
+    printed = llama_tool("llama-bench", "-m", smollm2_path, *"-p 8 -n 0 -r 1 -t 1 -o md".split()).splitlines()
     assert mine.to_markdown().splitlines()[:2] == printed[:2]
     assert mine.to_markdown().splitlines()[2].split("|")[:-2] == printed[2].split("|")[:-2]
 
@@ -86,6 +81,30 @@ def test_what_a_repetition_computes(model: NativeModel) -> None:
         assert min(first, again) > 0
     assert settings.n_batch == 16
     assert settings.n_threads == settings.n_threads_batch == 2
+
+
+def test_what_lanes_need_beside_each_other(
+    smollm2_path: Path, log: LogCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = WorkerTools(lambda _progress: None, lambda: False, log)
+    spec = ModelSpec(str(smollm2_path), "smollm2", LoadOptions(n_threads=1))
+
+    def open_lane(number: int, test: SpeedTest, path: str = spec.path) -> None:
+        request = OpenLaneRequest(number, ModelSpec(path, "smollm2", spec.options), test, warmup=False)
+        measuring.open_lane(request, tools)
+
+    monkeypatch.setattr(measuring, "available_memory", lambda: 180 << 20)
+    try:
+        open_lane(1, SpeedTest(n_prompt=8))
+        open_lane(2, SpeedTest(n_gen=8))  # the weights are there, and only a small context is added
+        assert len(measuring._BENCH.models) == 1
+        with pytest.raises(lm.OutOfMemoryError, match=r"needs .* more for a context of 8,008 tokens"):
+            open_lane(3, SpeedTest(n_gen=8, n_depth=8000))
+        with pytest.raises(lm.OutOfMemoryError, match="are free"):
+            open_lane(4, SpeedTest(n_prompt=8), f"{smollm2_path.parent}/./{smollm2_path.name}")  # weights once more
+    finally:
+        measuring.close_lanes(CloseLanesRequest(), tools)
+    assert not measuring._BENCH.models
 
 
 def test_a_stop_is_quick_and_keeps_rows(smollm2_path: Path) -> None:

@@ -5,12 +5,13 @@ A worker that measures does nothing else, and the kernel ends it when all is mea
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field, replace
 
 from llama_magic.backends.host import available_memory, default_threads
 from llama_magic.engine.residency import check, devices_used, plan_load
-from llama_magic.errors import EngineProtocolError, InvalidModelError, JobInterrupted
+from llama_magic.errors import EngineProtocolError, InvalidModelError, JobInterrupted, OutOfMemoryError
 from llama_magic.evaluation.speed import SpeedLane, bench_settings
 from llama_magic.evaluation.speed_test import (
     CloseLanesRequest,
@@ -21,11 +22,13 @@ from llama_magic.evaluation.speed_test import (
 )
 from llama_magic.models.gguf import read_metadata
 from llama_magic.models.loading import chat_flash_attn, context_settings, model_settings
+from llama_magic.models.memory import estimate
 from llama_magic.models.options import LoadOptions
 from llama_magic.native import ContextSettings, LoadCancelled, NativeModel, WorkerTools, library_info, list_devices
 from llama_magic.native.heap import trim
 from llama_magic.native.registry import registered
 from llama_magic.progress import Progress
+from llama_magic.units import format_bytes
 
 __all__ = ["close_lanes", "open_lane", "time_lane"]
 
@@ -34,7 +37,7 @@ __all__ = ["close_lanes", "open_lane", "time_lane"]
 class _Loaded:
     model: NativeModel
     devices: tuple[str, ...]
-    mapped: int  # bytes that count as free although they are needed: pages of the mapped file
+    mapped: int
 
 
 @dataclass(slots=True)
@@ -43,6 +46,8 @@ class _Bench:
     lanes: dict[int, tuple[SpeedLane, tuple[str, LoadOptions]]] = field(default_factory=dict)
 
 
+#: A buffer of weights that are used where the file is mapped, as llama.cpp logs it.
+_MAPPED = re.compile(r"_Mapped model buffer size\s*=\s*([\d.]+) MiB")
 #: What this worker holds.
 _BENCH = _Bench()
 
@@ -59,7 +64,7 @@ def open_lane(request: OpenLaneRequest, tools: WorkerTools) -> LaneFacts:
         loaded = _load(request, options, tools)
         _BENCH.models[key] = loaded
     elif not request.force:
-        _check_memory(request, options, tools)
+        _check_context(request, options)
     settings = _settings(request, options, loaded)
     try:
         lane = SpeedLane(loaded.model, request.test, settings, threadpool=request.as_loaded is None)
@@ -102,9 +107,25 @@ def _check_memory(request: OpenLaneRequest, options: LoadOptions, tools: WorkerT
     spec = replace(request.spec, options=options)
     metadata = read_metadata(spec.path)
     plan = plan_load(spec, metadata, tools.log, 0)
-    held = sum(loaded.mapped for loaded in _BENCH.models.values())
-    check(spec, metadata, plan, available_memory() - held)
+    check(spec, metadata, plan, available_memory() - _mapped())
     return plan.n_gpu_layers
+
+
+def _check_context(request: OpenLaneRequest, options: LoadOptions) -> None:
+    """Raise `OutOfMemoryError` where one more context of a loaded model does not fit."""
+    metadata = read_metadata(request.spec.path)
+    estimated = estimate(metadata, options)
+    need, free = estimated.kv_cache + estimated.compute, available_memory() - _mapped()
+    if need > free:
+        raise OutOfMemoryError(
+            f"{request.spec.ref} needs {format_bytes(need)} more for a context of {request.test.n_ctx:,} tokens, but "
+            f"{format_bytes(max(free, 0))} are free. What helps: a smaller test or depth; --force to try all the same."
+        )
+
+
+def _mapped() -> int:
+    """Return the bytes of loaded models that count as free although they are needed: pages of mapped files."""
+    return sum(loaded.mapped for loaded in _BENCH.models.values())
 
 
 def _load(request: OpenLaneRequest, options: LoadOptions, tools: WorkerTools) -> _Loaded:
@@ -127,8 +148,8 @@ def _load(request: OpenLaneRequest, options: LoadOptions, tools: WorkerTools) ->
     if not model.has_decoder:
         model.close()
         raise InvalidModelError(f"{spec.ref} only embeds texts: it does not generate, and can not be measured so")
-    devices = devices_used(tools.log)
-    return _Loaded(model, devices, model.size if options.use_mmap and not options.direct_io else 0)
+    mapped = sum(float(found[1]) for _, line in tools.log.lines if (found := _MAPPED.search(line)))
+    return _Loaded(model, devices_used(tools.log), int(mapped * 2**20))
 
 
 def _facts(loaded: _Loaded, n_threads: int) -> LaneFacts:
