@@ -93,8 +93,10 @@ class Scorer:
         """Call `work` with the number of a thread and rows, for all rows."""
 
         def share(thread: int) -> None:
-            for start in range(thread * self._block, rows, self._threads * self._block):
-                work(thread, slice(start, min(start + self._block, rows)))
+            # logits of minus infinity are allowed, and their differences are seen to
+            with np.errstate(invalid="ignore", divide="ignore"):
+                for start in range(thread * self._block, rows, self._threads * self._block):
+                    work(thread, slice(start, min(start + self._block, rows)))
 
         if self._pool is None:
             share(0)
