@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llama_magic.api.bench import bench
     from llama_magic.api.build import build_backend, build_wheel
     from llama_magic.api.convert import convert
+    from llama_magic.api.diverge import diverge
     from llama_magic.api.doctor import doctor
     from llama_magic.api.evaluate import kl_divergence, perplexity
     from llama_magic.api.fit import fit
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         SchemaError,
     )
     from llama_magic.evaluation.bench import BenchResult, BenchRow
+    from llama_magic.evaluation.divergence import Divergence, ForcedToken, ForcedTokens
     from llama_magic.evaluation.requests import Estimate, EvaluationProgress
     from llama_magic.evaluation.results import KLDivergence, KLDivergences, Perplexities, Perplexity
     from llama_magic.evaluation.tune import Speedup, TuneCheck, TuneResult, TuneTrial
@@ -106,6 +108,7 @@ _HOMES = {
     "llama_magic.api.build": "build_backend build_wheel",
     "llama_magic.api.rpc": "RpcServer rpc_add rpc_hosts rpc_remove rpc_serve rpc_stop",
     "llama_magic.api.bench": "bench",
+    "llama_magic.api.diverge": "diverge",
     "llama_magic.api.evaluate": "kl_divergence perplexity",
     "llama_magic.api.convert": "convert",
     "llama_magic.api.doctor": "doctor",
@@ -131,6 +134,7 @@ _HOMES = {
         "NativeError OutOfMemoryError RpcHostError SavedStateError SchemaError"
     ),
     "llama_magic.evaluation.bench": "BenchResult BenchRow",
+    "llama_magic.evaluation.divergence": "Divergence ForcedToken ForcedTokens",
     "llama_magic.evaluation.requests": "Estimate EvaluationProgress",
     "llama_magic.evaluation.results": "KLDivergence KLDivergences Perplexities Perplexity",
     "llama_magic.evaluation.tune": "Speedup TuneCheck TuneResult TuneTrial",
@@ -173,6 +177,7 @@ __all__ = [
     "DeviceUse",
     "Devices",
     "DiskFullError",
+    "Divergence",
     "DoctorReport",
     "DownloadError",
     "EngineCrashed",
@@ -182,6 +187,8 @@ __all__ = [
     "EvaluationProgress",
     "Finding",
     "FitReport",
+    "ForcedToken",
+    "ForcedTokens",
     "Ftype",
     "FtypeTable",
     "GenerationInterrupted",
@@ -247,6 +254,7 @@ __all__ = [
     "current_session",
     "delete",
     "devices",
+    "diverge",
     "doctor",
     "download",
     "fit",

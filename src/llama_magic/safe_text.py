@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["neutralise", "neutralise_code"]
+__all__ = ["neutralise", "neutralise_code", "quoted"]
 
 # U+202D and U+202E force a direction on what follows; no language needs them, spoofing does.
 _OVERRIDES = re.compile("[\u202d\u202e]")
@@ -34,6 +34,11 @@ def neutralise(text: str) -> str:
 def neutralise_code(text: str) -> str:
     """Return code with every control character and every change of direction visible."""
     return _DIRECTIONS.sub(_name, neutralise(text))
+
+
+def quoted(text: str) -> str:
+    """Return a token's text in quotes, with its line ends and tabs as signs."""
+    return "“" + neutralise(text).replace("\n", "⏎").replace("\t", "⇥") + "”"
 
 
 def _name(match: re.Match[str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["format_bytes", "format_count", "format_rate", "format_seconds"]
+import math
+
+__all__ = ["format_bytes", "format_count", "format_probability", "format_rate", "format_seconds"]
 
 
 def format_bytes(size: float) -> str:
@@ -41,6 +43,14 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def format_probability(logprob: float) -> str:
+    """Return ``"92 %"``, ``"0.4 %"`` or ``"<0.1 %"`` for a natural-log probability."""
+    value = 100 * math.exp(min(logprob, 0.0))
+    if value >= 9.95:
+        return f"{value:.0f} %"
+    return f"{value:.1f} %" if value >= 0.1 else "<0.1 %"
 
 
 def format_rate(rate: float) -> str:

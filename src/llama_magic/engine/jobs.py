@@ -26,6 +26,7 @@ RUNNERS: dict[str, str] = {
     "MicroscopeRequest": "llama_magic.quantization.looking:run",
     "TensorErrorsRequest": "llama_magic.quantization.comparing:run",
     "ImatrixRequest": "llama_magic.quantization.collecting:run",
+    "DivergeRequest": "llama_magic.evaluation.diverging:run",
     "EvaluateRequest": "llama_magic.evaluation.evaluating:run",
     "CheckRequest": "llama_magic.quantization.converting:check",
     "ConvertRequest": "llama_magic.quantization.converting:run",

@@ -31,7 +31,10 @@ from llama_magic.native.adapter import NativeAdapter
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LockStep", "Plan", "Reader", "Stopped", "plan"]
+__all__ = ["Inspect", "LockStep", "Plan", "Reader", "Stopped", "plan"]
+
+#: Looks at rows of logits that were scored, and at the tokens that follow: reader, logits, tokens.
+Inspect = Callable[["Reader", npt.NDArray[np.float32], npt.NDArray[np.int32]], None]
 
 #: Bytes for logits, at a vocabulary of up to `_VOCABULARY`; larger ones get as many more.
 _BUDGET, _VOCABULARY = 310 << 20, 49152
@@ -155,6 +158,8 @@ class LockStep:
         A model that fails is left out and says why in `Reader.failure`; otherwise it is an error.
     round_base
         See `Scorer`.
+    inspect
+        Called with each model's logits once they are scored; they are gone afterwards.
 
     Attributes
     ----------
@@ -172,7 +177,9 @@ class LockStep:
         *,
         tolerant: bool = False,
         round_base: bool = False,
+        inspect: Inspect | None = None,
     ) -> None:
+        self._inspect = inspect
         self.readers = list(readers)
         self.base = base
         self.done = 0
@@ -291,6 +298,8 @@ class LockStep:
                 except NotANumber:
                     raise self._broken(reader, self.done + window) from None
                 found[window].append(scores)
+                if self._inspect is not None:
+                    self._inspect(reader, logits, following)
         if not self.plan.keep:
             reader.close()
 

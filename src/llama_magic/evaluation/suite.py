@@ -1,4 +1,4 @@
-"""Short texts of different kinds: where does a quantization break?
+"""Short texts of different kinds, which tell where a quantization breaks.
 
 Each is our own writing and apart from the calibration text, so that an importance matrix is not judged by what it was
 made from. Each has enough tokens for some chunks of `SUITE_CTX`: read them in one `EvaluateRequest` with that `n_ctx`,

@@ -7,14 +7,15 @@ import math
 from typing import TYPE_CHECKING
 
 from llama_magic.notebook import style
-from llama_magic.safe_text import neutralise
+from llama_magic.safe_text import neutralise, quoted
+from llama_magic.units import format_probability
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llama_magic.inference.results import Chunk, TokenLogprob
 
-__all__ = ["LEGEND", "TokenFeed", "percent", "token_lines", "tokens_html"]
+__all__ = ["LEGEND", "TokenFeed", "token_lines", "tokens_html"]
 
 #: From this probability on: words for the legend, and the look. Underlines say the same as colours.
 _LEVELS: tuple[tuple[float, str, str], ...] = (
@@ -32,14 +33,6 @@ _LIMIT = 96
 def _look(logprob: float) -> str:
     probability = math.exp(min(logprob, 0.0))
     return next(look for least, _, look in _LEVELS if probability >= least)
-
-
-def percent(logprob: float) -> str:
-    """Return a probability for people: ``92 %``, ``0.4 %``, ``<0.1 %``."""
-    value = 100 * math.exp(min(logprob, 0.0))
-    if value >= 9.95:
-        return f"{value:.0f} %"
-    return f"{value:.1f} %" if value >= 0.1 else "<0.1 %"
 
 
 def _legend() -> str:
@@ -71,25 +64,22 @@ def _span(entry: TokenLogprob, *, tooltips: bool) -> str:
 
 
 def _tooltip(entry: TokenLogprob) -> str:
-    lines = [f"{_quoted(entry.text)}  {percent(entry.logprob)}"]
+    lines = [f"{quoted(entry.text)}  {format_probability(entry.logprob)}"]
     others = [candidate for candidate in entry.top if candidate.id != entry.id]
     if others:
         lines.append("instead of:")
-        lines += [f"{_quoted(candidate.text)}  {percent(candidate.logprob)}" for candidate in others]
+        lines += [f"{quoted(candidate.text)}  {format_probability(candidate.logprob)}" for candidate in others]
     return "\n".join(lines)
-
-
-def _quoted(text: str) -> str:
-    return "“" + neutralise(text).replace("\n", "⏎").replace("\t", "⇥") + "”"
 
 
 def token_lines(entries: Iterable[TokenLogprob]) -> str:
     """Return one line per token for a terminal: the token, its probability, the alternatives."""
     lines = []
     for entry in entries:
-        others = [f"{_quoted(c.text)} {percent(c.logprob)}" for c in entry.top if c.id != entry.id]
+        others = [f"{quoted(c.text)} {format_probability(c.logprob)}" for c in entry.top if c.id != entry.id]
         lines.append(
-            f"{percent(entry.logprob):>7}  {_quoted(entry.text)}" + (f"   {', '.join(others)}" if others else "")
+            f"{format_probability(entry.logprob):>7}  {quoted(entry.text)}"
+            + (f"   {', '.join(others)}" if others else "")
         )
     return "\n".join(lines)
 

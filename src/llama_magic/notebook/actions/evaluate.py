@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from llama_magic.api.diverge import diverge_specs
 from llama_magic.api.evaluate import evaluate_specs
 from llama_magic.api.texts import TextLike
 from llama_magic.errors import InvalidRequestError
 from llama_magic.notebook.commands import Context
+from llama_magic.notebook.converters import unescape
 from llama_magic.notebook.parsers import Arguments
+from llama_magic.notebook.scrubber import scrubber
 
 _SETTINGS = "n_ctx chunks stride force".split()
 
@@ -35,6 +38,28 @@ def perplexity(context: Context, arguments: Arguments) -> object:
         progress=told,
         **{name: arguments.get(name) for name in _SETTINGS if name in arguments.values},
     )
+
+
+def diverge(context: Context, arguments: Arguments) -> object:
+    """``%llama diverge MODEL QUANTIZED … --prompt TEXT``."""
+    if len(arguments.words) < 2:
+        raise InvalidRequestError(
+            "diverge needs the reference and a quantized model: "
+            "%llama diverge model-f16.gguf model-q2_k.gguf --prompt 'Tell me about llamas.'"
+        )
+    loading, told, session = arguments.group("loading"), context.on_progress, context.session
+    loading["n_ctx"] = None
+    base, *models = [session.spec(ref, loading, told) for ref in arguments.words]
+    found = diverge_specs(
+        base,
+        models,
+        unescape(arguments.get("prompt", "")),
+        text_of(arguments.get("text"), context),
+        chat=not arguments.get("complete", False),
+        progress=told,
+        **{name: arguments.get(name) for name in ("max_tokens", "top", "force") if name in arguments.values},
+    )
+    return scrubber(found) if arguments.get("live") else found
 
 
 def text_of(word: str | None, context: Context) -> TextLike | None:

@@ -12,6 +12,8 @@ _HERE = "llama_magic.notebook.actions.evaluate"
 _CHUNKS = integer(1, "a number of chunks, 1 or more (-1 for all)", {"-1": None})
 _CHUNK_SIZE = integer(8, "a number of tokens, 8 or more")
 _STRIDE = integer(1, "a number of tokens, 1 or more")
+_TOKENS = integer(1, "a number of tokens, 1 or more")
+_TOP = integer(1, "a number from 1 to 20", most=20)
 
 # fmt: off
 PARSERS: tuple[Parser, ...] = (
@@ -35,5 +37,21 @@ PARSERS: tuple[Parser, ...] = (
                      "%llama perplexity model-q4_0.gguf model-q2_k.gguf --base model-f16.gguf",
                      "%llama perplexity model-q8_0.gguf --text wiki.test.raw -c 2048 --out result"),
            run=f"{_HERE}:perplexity"),
+    Parser("diverge", "diverge MODEL QUANTIZED … --prompt TEXT [-n N] [flags]",
+           "force the reference's text through quantized models: where they disagree, token by token",
+           ("loading",), only=("out", "prompt", "complete"), words=99, complete="model",
+           own=(
+               own_flag("-n --predict --n-predict --max-tokens", "max_tokens", "N", _TOKENS,
+                        "tokens of text (128)"),
+               own_flag("--text -f --file", "text", "FILE|NAME", str,
+                        "force this text instead of the reference's own answer: a file, or a variable",
+                        complete="file"),
+               own_flag("--top", "top", "K", _TOP, "likeliest tokens to show at each place (5)"),
+               own_switch("--live", "live", "with a slider over the tokens, which needs a running kernel"),
+               own_switch("--force", "force", "load models that seem not to fit"),
+           ),
+           examples=("%llama diverge model-f16.gguf model-q2_k.gguf --prompt 'Explain tides to a child.'",
+                     "%llama diverge model-f16.gguf model-q4_0.gguf model-q2_k.gguf -p 'Count to twenty.' -n 64"),
+           run=f"{_HERE}:diverge"),
 )
 # fmt: on
