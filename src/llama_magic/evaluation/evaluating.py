@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llama_magic.backends.host import available_memory
 from llama_magic.errors import InvalidModelError, InvalidRequestError, LlamaMagicError, OutOfMemoryError
 from llama_magic.evaluation.lockstep import LockStep, Reader, Stopped
 from llama_magic.evaluation.requests import Estimate, EvaluateRequest, EvaluationProgress, short_name
-from llama_magic.evaluation.results import Evaluation, KLDivergence, Perplexity
+from llama_magic.evaluation.results import Evaluation, KLDivergence, KLDivergences, Perplexities, Perplexity
 from llama_magic.evaluation.statistics import TokenScores, divergence_statistics, mean_and_error, running_estimates
 from llama_magic.evaluation.windows import cut
 from llama_magic.models.gguf import read_metadata
@@ -30,6 +31,8 @@ __all__ = ["check_memory", "load_model", "other_vocabulary", "run"]
 _BESIDES = 350 << 20
 #: Fewer tokens than this say little; llama-perplexity prints no statistics of them.
 _FEW = 100
+#: Points of the way so far that are told while it runs.
+_POINTS = 60
 #: Vocabulary entries that are compared: all of the text's, and every so many of the others.
 _EVERY = 61
 
@@ -143,10 +146,29 @@ class _Run:
         failures = {**self.failures, **{place: reader.failure for place, reader in readers.items() if reader.failure}}
         self.tools.report(
             EvaluationProgress(
-                "evaluate", steps.done / steps.total, f"{steps.done:,} of {steps.total:,} chunks{left}{figures}",
-                chunk=steps.done, chunks=steps.total, estimates=tuple(estimates), failures=tuple(failures.items()),
+                "evaluate",
+                steps.done / steps.total,
+                f"{steps.done:,} of {steps.total:,} chunks{left}{figures}",
+                self._so_far(base, readers),
+                chunk=steps.done,
+                chunks=steps.total,
+                estimates=tuple(estimates),
+                failures=tuple(failures.items()),
             )
-        )  # fmt: skip
+        )
+
+    def _so_far(self, base: Reader | None, readers: dict[int, Reader]) -> KLDivergences | Perplexities | None:
+        """Return what can be shown while it runs: the results on one text so far, with a few points of the way."""
+        if len(self.request.texts) > 1:
+            return None
+        items: list[Any] = []
+        for place, reader in readers.items():
+            if not reader.failure:
+                items += self._of_texts(reader, self.request.models[place], base)
+        if not items:
+            return None
+        few = tuple(replace(item, running=item.running[:: 1 + len(item.running) // _POINTS]) for item in items)
+        return KLDivergences(few) if base is not None else Perplexities(few)
 
     # -- results -----------------------------------------------------------------------------------------------------
 
