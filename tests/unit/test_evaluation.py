@@ -179,6 +179,9 @@ def test_one_model_gives_one_result_several_a_sequence(models: list[str], answer
     assert isinstance(lm.perplexity(models[:1]), Perplexities)
     with pytest.raises(TypeError, match="n_thread"):
         lm.perplexity(models[0], n_thread=2)
+    assert isinstance(lm.perplexity(models[0], "~nobody/ " + "word " * 60), Perplexity), "no name of a file"
+    with pytest.raises(InvalidRequestError, match="a string is the text itself"):
+        lm.perplexity(models[0], models[0])
     with pytest.raises(InvalidRequestError, match="no text file"):
         lm.perplexity(models[0], Path("none.txt"))
 

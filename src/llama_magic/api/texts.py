@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TypeAlias
@@ -28,6 +29,15 @@ def text_part(text: TextLike) -> TextPart:
         if not path.is_file():
             raise InvalidRequestError(f"there is no text file {str(text)!r}")
         return TextPart(str(text), str(path.absolute()))
-    if len(text) < 1000 and "\n" not in text and Path(text).expanduser().is_file():
+    if _is_file(text):
         raise InvalidRequestError(f"a string is the text itself; to read the file, give a path: Path({text!r})")
     return TextPart("text", text=text)
+
+
+def _is_file(text: str) -> bool:
+    """Tell whether a text is the name of a file; most texts are too long for one, or hold what no name may."""
+    if len(text) > 1000 or "\n" in text:
+        return False
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        return Path(text).expanduser().is_file()
+    return False

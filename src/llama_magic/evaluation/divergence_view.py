@@ -5,6 +5,7 @@ Links, folds and tooltips do it without a script, so a saved page works as a fre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llama_magic.evaluation.requests import short_name
 from llama_magic.markup import Html, details, heading, join, note, page, table, text_table
 from llama_magic.safe_text import neutralise, quoted
-from llama_magic.svg import BLUE, RED, line, path, svg, text
+from llama_magic.svg import BLUE, RED, line, svg, text
 from llama_magic.units import format_probability, format_seconds
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ _BLOCK = (
     "border:1px solid var(--jp-border-color2,#8884);border-radius:4px"
 )
 _LINK = "color:var(--jp-content-link-color,#1565c0)"
-_WIDTH, _STRIP = 680, 74
+_WIDTH, _STRIP = 680, 66
 #: Tokens of text before a disagreement that its row shows.
 _CONTEXT = 8
-#: KL divergence at which a bar of the strip is as high as it gets, in nats.
-_FULL = 2.0
+#: Least KL divergence that is a bar of full height, in nats: a good quantization has low bars.
+_LEAST_FULL = 0.2
 
 
 def _look(levels: _Levels, value: float) -> str:
@@ -170,25 +171,33 @@ def _strip(found: Divergence, place: int) -> Html:
     """Draw a bar for each token, as high as its KL divergence; triangles lead to the disagreements."""
     one, apart = found.models[place], found.disagreements(place)
     count = len(one.tokens)
-    wide, floor, top = _WIDTH / count, _STRIP - 16, 16
+    full = max(_LEAST_FULL, *(other.kld for each in found.models for other in each.tokens))
+    wide, floor, top = _WIDTH / count, _STRIP - 16, 2
     parts = [line(0, floor, _WIDTH, floor, "stroke:currentColor;stroke-opacity:.4")]
     for at, token in enumerate(one.tokens):
-        tall = (floor - top) * min(max(token.kld, 0.0) / _FULL, 1.0)
+        tall = (floor - top) * math.sqrt(max(token.kld, 0.0) / full)
         told = escape(f"token {at + 1}: {quoted(found.texts[at])}, KLD {token.kld:.3f}, rank {token.rank:,}")
         parts.append(
             f'<rect x="{at * wide:.2f}" y="{floor - tall:.2f}" width="{max(wide - 0.6, 0.6):.2f}" '
             f'height="{max(tall, 0.5):.2f}" style="fill:{RED if at in apart else BLUE}"><title>{told}</title></rect>'
         )
-    for number, at in enumerate(apart, 1):
-        x = (at + 0.5) * wide
-        mark = path([(x - 4.5, 3), (x + 4.5, 3), (x, 12)], f"fill:{RED}", closed=True)
-        told = escape(f"disagreement {number} at token {at + 1}: {quoted(found.texts[at])}")
-        parts.append(f'<a href="#{_id(found, place, at, "t")}"><title>{told}</title>{mark}</a>')
     parts += [text(0, _STRIP - 3, "1", "start"), text(_WIDTH, _STRIP - 3, f"token {count:,}", "end")]
     parts.append(
-        text(_WIDTH / 2, _STRIP - 3, f"KL divergence (full height: {_FULL:g} nats); ▼ jumps to a disagreement")
+        text(_WIDTH / 2, _STRIP - 3, f"KL divergence, up to {full:.2g} nats (square root); ▼ jumps to a disagreement")
     )
-    return svg(_WIDTH, _STRIP, f"KL divergence of {count} tokens, {len(apart)} disagreements", parts)
+    drawn = svg(_WIDTH, _STRIP, f"KL divergence of {count} tokens, {len(apart)} disagreements", parts)
+    # JupyterLab fails on links inside of an SVG, so they stand above it
+    links = "".join(
+        f'<a href="#{_id(found, place, at, "t")}" title="{escape(_jump(found, number, at))}" style="position:absolute;'
+        f'left:{100 * (at + 0.5) / count:.2f}%;transform:translateX(-50%);color:{RED};text-decoration:none">▼</a>'
+        for number, at in enumerate(apart, 1)
+    )
+    row = f'<div style="position:relative;height:1.1em;font-size:11px;line-height:1.1">{links}</div>'
+    return Html(f'<div style="max-width:{_WIDTH}px">{row}{drawn}</div>')
+
+
+def _jump(found: Divergence, number: int, at: int) -> str:
+    return f"disagreement {number} at token {at + 1}: {quoted(found.texts[at])}"
 
 
 def _rows(found: Divergence, place: int) -> Html:
@@ -205,8 +214,8 @@ def _rows(found: Divergence, place: int) -> Html:
         rows.append(
             (
                 Html(own),
-                Html(links),
-                join("…", before, Html("<b>"), quoted(found.texts[at]), Html("</b>")),
+                Html(f'<span style="white-space:nowrap">{links}</span>'),
+                join("…", before, " ", Html("<b>"), quoted(found.texts[at]), Html("</b>")),
                 compared_html(found.base.tokens[at]),
                 compared_html(one.tokens[at]),
                 f"{one.tokens[at].kld:.3f}",
@@ -219,7 +228,8 @@ def _rows(found: Divergence, place: int) -> Html:
 
 def compared_html(token: ForcedToken) -> Html:
     """Return the likeliest tokens of a place, one in a line."""
-    return Html("<br>".join(escape(f"{quoted(other.text)} {format_probability(other.logprob)}") for other in token.top))
+    rows = "<br>".join(escape(f"{quoted(other.text)} {format_probability(other.logprob)}") for other in token.top)
+    return Html(f'<span style="white-space:nowrap">{rows}</span>')
 
 
 def place_html(found: Divergence, place: int, at: int) -> str:

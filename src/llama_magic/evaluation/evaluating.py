@@ -11,7 +11,7 @@ from typing import Any
 from llama_magic.backends.host import available_memory
 from llama_magic.errors import InvalidModelError, InvalidRequestError, LlamaMagicError, OutOfMemoryError
 from llama_magic.evaluation.lockstep import LockStep, Reader, Stopped
-from llama_magic.evaluation.requests import Estimate, EvaluateRequest, EvaluationProgress, short_name
+from llama_magic.evaluation.requests import Estimate, EvaluateRequest, EvaluationProgress, distinct_names, short_name
 from llama_magic.evaluation.results import Evaluation, KLDivergence, KLDivergences, Perplexities, Perplexity
 from llama_magic.evaluation.statistics import TokenScores, divergence_statistics, mean_and_error, running_estimates
 from llama_magic.evaluation.windows import cut
@@ -247,13 +247,14 @@ def _now(reader: Reader) -> Estimate:
 def _figures(estimates: Sequence[tuple[str, Estimate]]) -> str:
     """Return the running figures of a few models in words, with 95 % confidence intervals."""
     said = []
-    for name, now in estimates:
+    names = distinct_names([name for name, _ in estimates])
+    for name, (_, now) in zip(names, estimates, strict=True):
         if now.kld is not None and now.kld_interval is not None:
             low, high = now.kld_interval
-            said.append(f"{short_name(name, 24)} KLD {now.kld:.4f} [{max(low, 0):.4f}, {high:.4f}]")
+            said.append(f"{name} KLD {now.kld:.4f} [{max(low, 0):.4f}, {high:.4f}]")
         elif len(estimates) == 1 or not any(other.kld is not None for _, other in estimates):
             low, high = now.ppl_interval
-            said.append(f"{short_name(name, 24)} PPL {now.ppl:.3f} [{low:.3f}, {high:.3f}]")
+            said.append(f"{name} PPL {now.ppl:.3f} [{low:.3f}, {high:.3f}]")
     return "".join(f" · {text}" for text in said[:4])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ __all__ = [
     "Estimate",
     "EvaluateRequest",
     "EvaluationProgress",
+    "distinct_names",
     "short_name",
 ]
 
@@ -37,6 +40,14 @@ def short_name(ref: str, most: int = 40) -> str:
     """Return what a model is called in tables and messages: the last part of a path, cut at its start."""
     name = ref.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".gguf")
     return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def distinct_names(refs: Sequence[str]) -> list[str]:
+    """Return what tells models apart that stand beside each other: their names without the part they share."""
+    names = [short_name(ref, 200) for ref in refs]
+    shared = os.path.commonprefix(names) if len(names) > 1 else ""  # noqa: RUF071 - letters are compared, no folders
+    cut = max(shared.rfind(mark) for mark in "-._: ") + 1
+    return [name[cut:] or name for name in names]
 
 
 @dataclass(frozen=True, slots=True)

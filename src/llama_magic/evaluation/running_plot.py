@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llama_magic.evaluation.requests import Z95, Estimate, short_name
+from llama_magic.evaluation.requests import Z95, Estimate, distinct_names, short_name
 from llama_magic.markup import Html
 from llama_magic.svg import line, path, svg, text
 
@@ -57,6 +57,7 @@ def running_plot(items: Sequence[Any]) -> Html:
         parts += [line(_LEFT, y(value), x(longest - 1), y(value), grid)]
         parts += [text(_LEFT - 6, y(value) + 4, f"{value:.3g}", "end")]
     labels = []
+    names = [name[:22] for name in distinct_names([item.model for item in shown])] if len(shown) > 1 else ["now"]
     for number, item in enumerate(shown):
         points = [_value(point) for point in item.running]
         colour, dash = _COLOURS[number], _DASHES[number]
@@ -65,7 +66,7 @@ def running_plot(items: Sequence[Any]) -> Html:
         parts.append(path([*upper, *reversed(lower)], f"fill:{colour};fill-opacity:.13;stroke:none", closed=True))
         middle = [(x(place), y(value)) for place, (value, _) in enumerate(points)]
         parts.append(path(middle, f"fill:none;stroke:{colour};stroke-width:2;stroke-dasharray:{dash or 'none'}"))
-        labels.append((middle[-1], colour, dash, f"{short_name(item.model, 26)} {points[-1][0]:.4g}"))
+        labels.append((middle[-1], colour, dash, f"{names[number]} {points[-1][0]:.4g}"))
     parts += _labels(labels)
     parts += [text(x(0), floor + 15, "1", "start"), text(x(longest - 1), floor + 15, f"{longest:,} chunks", "end")]
     name = "mean KL divergence (nats)" if kld else "perplexity"

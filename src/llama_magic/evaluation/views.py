@@ -141,7 +141,7 @@ def html_of(items: Sequence[Any]) -> str:
     title = "KL divergence" if _compared(first) else "Perplexity"
     against = f"against {short_name(first.base)} · " if _compared(first) else ""
     parts: list[object] = [heading(title, f"{against}{_how(first)}")]
-    rows: list[tuple[object, ...]] = [_row(item) for item in items]
+    rows: list[tuple[object, ...]] = [tuple(cell.replace(" ", "\u00a0") for cell in _row(item)) for item in items]
     if _compared(first):
         most = max(item.kld for item in items) or 1.0
         rows = [
