@@ -246,7 +246,7 @@ def test_nan_in_a_row_is_noticed() -> None:
 # -- against the tool ------------------------------------------------------------------------------------------------
 
 #: Chunks so short that the test is, and enough of them for statistics.
-_SHORT = ["-c", 128, "--chunks", 6, "-t", 2]
+_SHORT = ["-c", 128, "-b", 512, "--chunks", 6, "-t", 2]
 
 
 @pytest.fixture(scope="session")

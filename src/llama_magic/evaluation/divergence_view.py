@@ -118,9 +118,9 @@ def _section(found: Divergence, place: int) -> list[object]:
     by_rank = _tokens(found, place, _BY_RANK, lambda token: token.rank, linked=False)
     parts: list[object] = [heading(short_name(one.model), _summary(found, place)), _strip(found, place), by_kld]
     if apart:
-        parts.append(
-            details(f"{len(apart):,} disagreements, with both lists", _rows(found, place), open_=len(apart) <= 3)
-        )
+        # open, since a link does not open a fold in JupyterLab; and in a box, since there may be many
+        rows = Html(f'<div style="max-height:24em;overflow-y:auto">{_rows(found, place)}</div>')
+        parts.append(details(f"{len(apart):,} disagreements, with both lists", rows, open_=True))
     parts.append(details("Coloured by rank lost", by_rank, _legend("rank of the text's token", _BY_RANK)))
     return parts
 

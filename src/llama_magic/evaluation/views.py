@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llama_magic.evaluation.requests import short_name
+from llama_magic.evaluation.requests import distinct_names, short_name
 from llama_magic.evaluation.running_plot import running_plot
 from llama_magic.markup import bar, details, heading, note, page, table, text_table
 from llama_magic.units import format_seconds
@@ -78,7 +78,7 @@ def text_of(items: Sequence[Any]) -> str:
     if len(items) > 1:
         against = f" against {short_name(first.base)}" if _compared(first) else ""
         lines = [f"{len(items)} models{against}", _how(first)]
-        lines.append(text_table(_head(items), [_row(item) for item in items], "l" + "r" * 9))
+        lines.append(text_table(_head(items), _rows(items), "l" + "r" * 9))
         return "\n".join([*lines, *_notes(items)])
     if not _compared(first):
         lines = [
@@ -105,12 +105,17 @@ def _head(items: Sequence[Any]) -> tuple[str, ...]:
     return _COMPARED if _compared(items[0]) else _ALONE
 
 
-def _row(item: Any) -> tuple[str, ...]:
+def _rows(items: Sequence[Any]) -> list[tuple[str, ...]]:
+    names = distinct_names([item.model for item in items])
+    return [_row(item, name) for item, name in zip(items, names, strict=True)]
+
+
+def _row(item: Any, name: str) -> tuple[str, ...]:
     if not _compared(item):
         low, high = item.running[-1].ppl_interval if item.running else (item.ppl, item.ppl)
-        return (short_name(item.model), _with_error(item.ppl, item.ppl_error, 4), f"{low:.4f} to {high:.4f}")
+        return (name, _with_error(item.ppl, item.ppl_error, 4), f"{low:.4f} to {high:.4f}")
     return (
-        short_name(item.model),
+        name,
         _with_error(item.ppl, item.ppl_error, 4),
         _with_error(item.ln_ratio, item.ln_ratio_error, 5),
         _with_error(item.difference, item.difference_error, 4),
@@ -141,7 +146,7 @@ def html_of(items: Sequence[Any]) -> str:
     title = "KL divergence" if _compared(first) else "Perplexity"
     against = f"against {short_name(first.base)} · " if _compared(first) else ""
     parts: list[object] = [heading(title, f"{against}{_how(first)}")]
-    rows: list[tuple[object, ...]] = [tuple(cell.replace(" ", "\u00a0") for cell in _row(item)) for item in items]
+    rows: list[tuple[object, ...]] = [tuple(cell.replace(" ", "\u00a0") for cell in row) for row in _rows(items)]
     if _compared(first):
         most = max(item.kld for item in items) or 1.0
         rows = [
