@@ -26,6 +26,8 @@ class Board:
         What is worth knowing of all of it.
     facts
         Attributes of the `Comparison` that became known.
+    pace
+        Tokens of the answers so far, and tokens a second.
     running
         Name of the level that was worked on last; empty between levels.
     """
@@ -36,6 +38,7 @@ class Board:
         self.notes: list[str] = []
         self.running = ""
         self._rows: dict[str, LevelResult] = {level.name: _row(level, base) for level in levels}
+        self.pace: dict[str, tuple[int, float]] = {}
         self._written: dict[str, list[str]] = {name: [] for name in self._rows}
         self._started = time.monotonic()
 
@@ -53,6 +56,8 @@ class Board:
         self.running = update.level
         if update.level not in self._rows:
             return
+        if update.count:
+            self.pace[update.level] = update.count, update.tps
         if update.text:
             self._written[update.level].append(update.text)
         if update.values:

@@ -14,6 +14,9 @@ from llama_magic.errors import LlamaMagicError
 from llama_magic.evaluation.comparison import Rate
 from llama_magic.evaluation.levels import CompareRequest, LevelUpdate, LibraryRequest, QuantizationLevel, SpeedRuns
 from llama_magic.evaluation.race import race
+from llama_magic.evaluation.reading import check_texts, read
+from llama_magic.evaluation.speed import SpeedLane, bench_settings
+from llama_magic.evaluation.speed_test import SpeedTest
 from llama_magic.models.loading import context_settings, model_settings
 from llama_magic.native import LoadCancelled, NativeContext, NativeModel, library_info, list_devices
 from llama_magic.native.breakdown import breakdown
@@ -53,16 +56,20 @@ def run(request: CompareRequest, tools: WorkerTools) -> dict[str, Any]:
         facts: dict[str, Any] = {"machine": _machine(request)}
         if not entrants:
             return facts
+        check_texts(request, entrants[0].model)
         base = request.levels[0].name if request.has_base else ""
         new = [one for one in entrants if not (request.base_known and one.level.name == base)]
         if request.prompt is not None and not tools.cancelled():
             race([(one.level.name, one.model) for one in new], request, tools)
         if request.speed is not None and not tools.cancelled():
             _time(new, request, request.speed, tools)
-        return facts
     finally:
         for entrant in entrants:
             entrant.model.close()
+    trim()
+    if not tools.cancelled():
+        facts |= read(request, tuple(entrant.level for entrant in entrants), tools)
+    return facts
 
 
 def _machine(request: CompareRequest) -> dict[str, Any]:
@@ -139,9 +146,6 @@ def _where(context: NativeContext) -> str:
 
 def _time(entrants: list[_Entrant], request: CompareRequest, speed: SpeedRuns, tools: WorkerTools) -> None:
     """Time all levels in turns: what slows the machine down for a while slows all of them down."""
-    from llama_magic.evaluation.speed import SpeedLane, bench_settings
-    from llama_magic.evaluation.speed_test import SpeedTest
-
     tests = [
         (name, SpeedTest(n_prompt=n_prompt, n_gen=n_gen))
         for name, n_prompt, n_gen in (("prompt", speed.n_prompt, 0), ("generation", 0, speed.n_gen))

@@ -9,12 +9,13 @@ from typing import Any
 
 from llama_magic.evaluation import comparison_export as export
 from llama_magic.evaluation import comparison_view as view
+from llama_magic.evaluation.results import KLDivergence, Perplexity
 
-__all__ = ["Answer", "Comparison", "Estimate", "LevelResult", "Rate", "Recommendation"]
+__all__ = ["Answer", "Comparison", "Figure", "LevelResult", "Rate", "Recommendation"]
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Figure:
     """A value with its standard error; the error is None where it is not known."""
 
     value: float
@@ -88,8 +89,8 @@ class LevelResult:
         Share of tokens whose likeliest candidate is the reference's.
     tokens
         Tokens that were scored.
-    statistics
-        Every statistic that llama-perplexity prints, by name.
+    evaluation
+        Every statistic that llama-perplexity prints.
     answer
         What it wrote.
     parting
@@ -117,17 +118,17 @@ class LevelResult:
     memory: int | None = None
     prompt: Rate | None = None
     generation: Rate | None = None
-    ppl: Estimate | None = None
-    ppl_change: Estimate | None = None
-    kld: Estimate | None = None
-    mean_dp: Estimate | None = None
-    rms_dp: Estimate | None = None
-    same_top: Estimate | None = None
+    ppl: Figure | None = None
+    ppl_change: Figure | None = None
+    kld: Figure | None = None
+    mean_dp: Figure | None = None
+    rms_dp: Figure | None = None
+    same_top: Figure | None = None
     tokens: int = 0
-    statistics: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: KLDivergence | Perplexity | None = None
     answer: Answer | None = None
     parting: int | None = None
-    kinds: Mapping[str, Estimate] = field(default_factory=dict)
+    kinds: Mapping[str, Figure] = field(default_factory=dict)
     kld_reason: str = ""
     notes: tuple[str, ...] = ()
     error: str = ""

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from llama_magic.evaluation.answers_view import answers_html, answers_text
 from llama_magic.evaluation.pareto_svg import NOTEBOOK, Point, Theme, pareto_svg
 from llama_magic.evaluation.recommend import short
-from llama_magic.markup import Html, badge, details, facts, heading, join, note, page, text_table
+from llama_magic.evaluation.results import KLDivergence
+from llama_magic.evaluation.views import statistics_of
+from llama_magic.markup import Html, badge, details, facts, heading, join, note, page, table, text_table
 from llama_magic.models.card import clean
 from llama_magic.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from llama_magic.evaluation.comparison import Comparison, Estimate, LevelResult
+    from llama_magic.evaluation.comparison import Comparison, Figure, LevelResult
 
 __all__ = ["COLUMNS", "Column", "chart", "html_of", "level_table", "shown_columns", "text_of"]
 
@@ -61,7 +63,7 @@ class Column:
 
 def _estimate(name: str) -> Callable[[LevelResult], float | None]:
     def value(level: LevelResult) -> float | None:
-        found: Estimate | None = getattr(level, name)
+        found: Figure | None = getattr(level, name)
         return None if found is None or not math.isfinite(found.value) else found.value
 
     return value
@@ -69,7 +71,7 @@ def _estimate(name: str) -> Callable[[LevelResult], float | None]:
 
 def _told(name: str, digits: int, factor: float = 1.0, unit: str = "") -> Callable[[LevelResult], str]:
     def text(level: LevelResult) -> str:
-        found: Estimate | None = getattr(level, name)
+        found: Figure | None = getattr(level, name)
         if found is None:
             return ""
         error = "" if found.error is None else f" ± {factor * found.error:.{digits}f}"
@@ -295,15 +297,17 @@ def _sentences(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _statistics(comparison: Comparison) -> Html | None:
-    names = list(dict.fromkeys(name for level in comparison.levels for name in level.statistics))
-    measured = [level for level in comparison.levels if level.statistics]
-    if not names:
+    """Return every statistic that llama-perplexity prints, a column for each level."""
+    found = {
+        clean(level.name): dict(pair for rows in statistics_of(level.evaluation).values() for pair in rows)
+        for level in comparison.levels
+        if isinstance(level.evaluation, KLDivergence)
+    }
+    if not found:
         return None
-    from llama_magic.markup import table
-
-    rows = [(name, *(str(level.statistics.get(name, "")) for level in measured)) for name in names]
-    head = ("statistic", *(clean(level.name) for level in measured))
-    return details("all statistics of llama-perplexity", table(head, rows, "l" + "r" * len(measured)))
+    names = list(dict.fromkeys(name for values in found.values() for name in values))
+    rows = [(name, *(values.get(name, "") for values in found.values())) for name in names]
+    return details("all statistics of llama-perplexity", table(("statistic", *found), rows, "l" + "r" * len(found)))
 
 
 def html_of(comparison: Comparison) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from llama_magic.inference.params import SamplingParams
 from llama_magic.models.options import LoadOptions
 from llama_magic.progress import Progress
+from llama_magic.quantization.texts import TextPart
 
 __all__ = ["CompareRequest", "LevelUpdate", "LibraryRequest", "QuantizationLevel", "SpeedRuns"]
 
@@ -77,14 +78,14 @@ class CompareRequest:
         Continue the prompt as it stands, without the model's chat template.
     params
         How to sample; the seed is the same for all.
+    system
+        System prompt.
     text
         What perplexity and KL divergence are computed on; None: neither.
     n_ctx, chunks
         Tokens of a chunk, and most chunks of the text; None: all.
     kinds
-        Texts of several kinds, by name, for which the KL divergence is told apart.
-    kind_chunks
-        Most chunks of each of them.
+        Texts of several kinds, for each of which the KL divergence is told by itself, and tokens of their chunks.
     speed
         How speed is measured; None: not.
     options
@@ -99,11 +100,12 @@ class CompareRequest:
     prompt: str | None = None
     complete: bool = False
     params: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.0, max_tokens=64, seed=1))
-    text: str | None = None
+    system: str | None = None
+    text: TextPart | None = None
     n_ctx: int = 512
     chunks: int | None = None
-    kinds: tuple[tuple[str, str], ...] = ()
-    kind_chunks: int | None = None
+    kinds: tuple[TextPart, ...] = ()
+    kinds_n_ctx: int = 256
     speed: SpeedRuns | None = None
     options: LoadOptions = field(default_factory=LoadOptions)
     force: bool = False
@@ -126,8 +128,12 @@ class LevelUpdate(Progress):
         New values; those of earlier updates stay.
     text
         What its answer goes on with.
+    count, tps
+        Tokens of its answer so far, and tokens a second of its own decoding.
     """
 
     level: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
+    count: int = 0
+    tps: float = 0.0

@@ -84,7 +84,9 @@ def _start(name: str, model: NativeModel, request: CompareRequest, tools: Worker
     """Read the prompt and take the first token."""
     params, prompts = request.params, PromptBuilder(model)
     assert request.prompt is not None
-    made = prompts.text(request.prompt) if request.complete else prompts.chat((Message("user", request.prompt),))
+    system = () if request.system is None else (Message("system", request.system),)
+    messages = (*system, Message("user", request.prompt))
+    made = prompts.text(request.prompt) if request.complete else prompts.chat(messages)
     if not made.tokens:
         raise InvalidRequestError("the prompt is empty")
     limit = params.max_tokens if params.max_tokens > 0 else 512
@@ -166,4 +168,9 @@ def _send(runner: _Runner, report: Report) -> None:
     share = len(runner.tokens) / runner.limit
     values = {"answer": runner.answer()} if runner.finish else {}
     tps = runner.decoded / runner.decode_s if runner.decode_s else 0.0
-    report(LevelUpdate("answer", share, f"{runner.name}: {tps:.1f} tok/s", level=runner.name, values=values, text=text))
+    report(
+        LevelUpdate(
+            "answer", share, f"{runner.name}: {tps:.1f} tok/s", level=runner.name, values=values, text=text,
+            count=len(runner.tokens), tps=tps,
+        )
+    )  # fmt: skip
