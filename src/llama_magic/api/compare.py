@@ -6,10 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from llama_magic.api.levels import Lineup, levels_folder, line_up
+from llama_magic.api.texts import text_part
 from llama_magic.backends.host import available_memory
 from llama_magic.engine.jobs import run_job
 from llama_magic.errors import EngineCrashed, InvalidRequestError, JobInterrupted, LlamaMagicError
@@ -17,11 +17,13 @@ from llama_magic.evaluation.board import Board
 from llama_magic.evaluation.comparison import Comparison
 from llama_magic.evaluation.levels import CompareRequest, LevelUpdate, QuantizationLevel, SpeedRuns
 from llama_magic.evaluation.recommend import MAX_KLD
+from llama_magic.evaluation.requests import EVALUATION, EVALUATION_NAME
 from llama_magic.inference.params import SamplingParams
 from llama_magic.models.gguf import read_metadata
 from llama_magic.models.memory import estimate
 from llama_magic.models.options import LoadOptions
 from llama_magic.progress import Progress, Report
+from llama_magic.quantization.texts import TextPart
 from llama_magic.suggest import reject_unknown
 
 __all__ = ["DEFAULT_LEVELS", "BoardUpdate", "TextLike", "compare", "measure"]
@@ -29,11 +31,9 @@ __all__ = ["DEFAULT_LEVELS", "BoardUpdate", "TextLike", "compare", "measure"]
 #: What is compared where nothing is named: from close to the reference to small.
 DEFAULT_LEVELS = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0", "Q2_K")
 #: A text: itself, or a file as a `Path`. False: none.
-TextLike: TypeAlias = str | os.PathLike[str] | bool | None
+TextLike: TypeAlias = str | os.PathLike[str] | TextPart | bool | None
 #: Part of the free memory that all levels together may take; the rest is for what is computed.
 _SHARE = 0.8
-#: The evaluation text that comes along: our own writing, apart from the calibration text.
-EVALUATION = Path(__file__).parent.parent / "evaluation" / "data" / "evaluation.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ def compare(
     base: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     max_kld: float = MAX_KLD,
+    system: str | None = None,
     complete: bool = False,
     force: bool = False,
     progress: Report | None = None,
@@ -100,6 +101,8 @@ def compare(
         Importance matrix for all types that are made; "auto" makes one. None: one is made for the types that need it.
     max_kld
         Divergence up to which a level may be recommended.
+    system
+        System prompt.
     complete
         Continue the prompt instead of answering it.
     force
@@ -126,10 +129,10 @@ def compare(
     words = [ftypes] if isinstance(ftypes, str) else [os.fspath(word) for word in ftypes]
     request = _request(
         prompt=prompt, text=text, n_ctx=n_ctx, chunks=chunks, speed=_speed(runs, n_prompt, n_gen), complete=complete,
-        force=force, options=options,
+        system=system, force=force, options=options,
     )  # fmt: skip
     lineup = line_up(ref, words, base=None if base is None else os.fspath(base), imatrix=imatrix, progress=progress)
-    return measure(lineup, request, _text_name(text), max_kld=max_kld, progress=progress)
+    return measure(lineup, request, max_kld=max_kld, progress=progress)
 
 
 def _request(*, options: dict[str, Any], text: TextLike, **known: Any) -> CompareRequest:
@@ -150,7 +153,7 @@ def _request(*, options: dict[str, Any], text: TextLike, **known: Any) -> Compar
     )
     if params.seed is None:
         params = params.replace(seed=1)
-    return CompareRequest(levels=(), text=_read(text), params=params, options=load, **known)
+    return CompareRequest(levels=(), text=_part(text), params=params, options=load, **known)
 
 
 _NAMES = (
@@ -170,7 +173,6 @@ def _speed(runs: int, n_prompt: int, n_gen: int) -> SpeedRuns | None:
 def measure(
     lineup: Lineup,
     request: CompareRequest,
-    text_name: str = "",
     *,
     max_kld: float = MAX_KLD,
     progress: Report | None = None,
@@ -186,7 +188,7 @@ def measure(
     """
     board = Board(
         (lineup.base, *lineup.levels), lineup.base.name, model=lineup.model, prompt=request.prompt,
-        seed=None if request.prompt is None else request.params.seed, text=text_name if request.text else "",
+        seed=None if request.prompt is None else request.params.seed, text=request.text.name if request.text else "",
         n_ctx=request.n_ctx if request.text else 0,
     )  # fmt: skip
     for sentence in lineup.notes:
@@ -332,25 +334,10 @@ class _Run:
 # -- texts ------------------------------------------------------------------------------------------------------------
 
 
-def _read(text: TextLike) -> str | None:
+def _part(text: TextLike) -> TextPart | None:
     """Return the text to evaluate with; None for none."""
     if text is False:
         return None
     if text is None or text is True:
-        return EVALUATION.read_text(encoding="utf-8")
-    if isinstance(text, str):
-        if len(text) < 1000 and "\n" not in text and Path(text).expanduser().is_file():
-            raise InvalidRequestError(f"a string is the text itself; to read the file, give a path: Path({text!r})")
-        return text
-    try:
-        return Path(text).expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InvalidRequestError(f"{text} is not UTF-8 text") from None
-    except OSError as error:
-        raise InvalidRequestError(f"{text} can not be read: {error.strerror}") from None
-
-
-def _text_name(text: TextLike) -> str:
-    if text is None or text is True:
-        return "llama_magic evaluation text"
-    return "text" if isinstance(text, (str, bool)) else Path(text).name
+        return TextPart(EVALUATION_NAME, str(EVALUATION))
+    return text if isinstance(text, TextPart) else text_part(text)

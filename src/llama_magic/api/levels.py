@@ -108,10 +108,7 @@ def line_up(
     made = maker.make([name for kind, name in wanted if kind == "ftype"])
     levels: list[QuantizationLevel] = []
     for kind, name in wanted:
-        if kind == "ftype":
-            level = made[name]
-        else:
-            level = _there(name, progress)
+        level = made[name] if kind == "ftype" else _there(name, progress)
         if (level.path and level.path == reference.path) or level.name == reference.name:
             continue
         levels.append(_named(level, [reference, *levels]))
@@ -190,7 +187,7 @@ class _Maker:
 
     def __post_init__(self) -> None:
         self.metadata = read_metadata(locate(self.ref, self.progress))
-        if self.imatrix not in (None, AUTO) and not Path(self.imatrix).expanduser().is_file():  # type: ignore[arg-type]
+        if self.imatrix not in (None, AUTO) and not Path(self.imatrix).expanduser().is_file():
             raise InvalidRequestError(f"there is no importance matrix {self.imatrix}; imatrix='auto' makes one")
 
     @property
@@ -276,7 +273,7 @@ class _Maker:
         folder = self._folder("" if matrix is None else _file_hash(matrix))
         errors: dict[str, str] = {}
         with self._locked(folder):
-            missing = []
+            missing: list[str] = []
             for name in names:
                 if (folder / output_name(source.path, name)).exists():
                     continue
@@ -317,7 +314,7 @@ class _Maker:
     def _matrix(self, source: ModelMetadata) -> Path:
         """Return the importance matrix that was named, or the one made of the calibration text."""
         if self.imatrix not in (None, AUTO):
-            return Path(self.imatrix).expanduser().absolute()  # type: ignore[arg-type]
+            return Path(self.imatrix).expanduser().absolute()
         folder = self._folder("")
         path = folder / "calibration.imatrix.gguf"
         with self._locked(folder):
@@ -331,7 +328,7 @@ class _Maker:
             self._say(f"reading {Path(self.metadata.path).name}")
             self._hash = content_hash(self.metadata)
             # a short question to the session's worker, which plans, too
-            self._library = get_client().request(LibraryRequest())  # type: ignore[arg-type]
+            self._library = get_client().request(LibraryRequest())
         parts = f"{self._hash} {matrix} {self._library}"
         key = hashlib.sha256(parts.encode()).hexdigest()[:16]
         folder = levels_folder() / key
@@ -374,8 +371,8 @@ def _missing_room(folder: Path, need: int) -> str:
     if need <= free:
         return ""
     return (
-        f"{format_bytes(need - free)} more are needed in {folder.parent}. What helps: %llama compare --clear deletes what "
-        "earlier comparisons made; LLAMA_MAGIC_HOME names another disk"
+        f"{format_bytes(need - free)} more are needed in {folder.parent}. What helps: %llama compare --clear deletes "
+        "what earlier comparisons made; LLAMA_MAGIC_HOME names another disk"
     )
 
 

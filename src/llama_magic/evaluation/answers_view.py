@@ -101,8 +101,8 @@ def answers_html(levels: Sequence[LevelResult]) -> Html:
             under = f"{rate}<br>{escape(parting_words(reference, words, clean(base.name)))}"
         cells.append(column(escape(clean(level.name)), under, body or f'<span style="{_MUTED}">(no text)</span>'))
     told = (
-        "▸ is where an answer leaves the reference; underlined words have no counterpart in it. tok/s counts a level's own "
-        "decoding while all levels took turns in one process."
+        "▸ is where an answer leaves the reference; underlined words have no counterpart in it. tok/s counts a "
+        "level's own decoding, while all levels took turns in one process."
     )
     return Html(f"{heading('answers')}{columns(cells)}{note(told)}")
 

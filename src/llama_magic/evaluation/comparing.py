@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,7 @@ def _machine(request: CompareRequest) -> dict[str, Any]:
 def _load(level: QuantizationLevel, request: CompareRequest, tools: WorkerTools) -> NativeModel | None:
     """Load a level, compute once with it, and tell how long that took and what it holds."""
 
-    def progress(fraction: float) -> bool:
+    def progress(_fraction: float) -> bool:
         return not tools.cancelled()
 
     tools.report(LevelUpdate("load", None, f"loading {level.name}", level=level.name))
@@ -146,51 +147,51 @@ def _where(context: NativeContext) -> str:
 
 def _time(entrants: list[_Entrant], request: CompareRequest, speed: SpeedRuns, tools: WorkerTools) -> None:
     """Time all levels in turns: what slows the machine down for a while slows all of them down."""
-    tests = [
-        (name, SpeedTest(n_prompt=n_prompt, n_gen=n_gen))
-        for name, n_prompt, n_gen in (("prompt", speed.n_prompt, 0), ("generation", 0, speed.n_gen))
-        if n_prompt or n_gen
-    ]
-    threads = request.options.n_threads or default_threads()
-    done, total = 0, speed.runs * len(tests) * len(entrants)
-    for kind, test in tests:
-        runs: dict[str, list[float]] = {entrant.level.name: [] for entrant in entrants}
+    tests = {
+        "prompt": SpeedTest(n_prompt=speed.n_prompt) if speed.n_prompt else None,
+        "generation": SpeedTest(n_gen=speed.n_gen) if speed.n_gen else None,
+    }
+    wanted = [(kind, test) for kind, test in tests.items() if test is not None]
+    for number, (kind, test) in enumerate(wanted):
+        threads = request.options.n_threads or default_threads()
         lanes: dict[str, SpeedLane] = {}
         try:
             for entrant in entrants:
-                name = entrant.level.name
-
-                def warm(entrant: _Entrant = entrant, name: str = name, test: SpeedTest = test) -> None:
-                    lanes[name] = SpeedLane(entrant.model, test, bench_settings(request.options, test, threads))
-                    lanes[name].warm_up()
-
-                _attempt(name, warm, tools)
-            for number in range(speed.runs):
-                for name in list(lanes):
-                    if tools.cancelled():
-                        return
-                    words = f"{name}: {test.name}, run {number + 1} of {speed.runs}"
-                    tools.report(LevelUpdate("speed", done / total, words, level=name))
-
-                    def timed(name: str = name, test: SpeedTest = test) -> None:
-                        runs[name].append(test.n_tokens * 1e9 / lanes[name].repeat())
-
-                    if not _attempt(name, timed, tools):
-                        lanes.pop(name).close()
-                        continue
-                    done += 1
-                    values = {kind: Rate.of(tuple(runs[name]))}
-                    tools.report(LevelUpdate("speed", done / total, words, level=name, values=values))
+                if tools.cancelled():
+                    return
+                with _noted(entrant.level.name, tools):
+                    lane = SpeedLane(entrant.model, test, bench_settings(request.options, test, threads))
+                    lanes[entrant.level.name] = lane
+                    lane.warm_up()
+            _rounds(lanes, kind, speed.runs, (number / len(wanted), 1 / len(wanted)), tools)
         finally:
             for lane in lanes.values():
                 lane.close()
 
 
-def _attempt(name: str, work: Callable[[], None], tools: WorkerTools) -> bool:
-    """Do something with one level; a failure becomes a note of that level."""
+def _rounds(lanes: dict[str, SpeedLane], kind: str, count: int, share: tuple[float, float], tools: WorkerTools) -> None:
+    """Run every lane once a round, in the other direction every second round; what is known is told after each run."""
+    runs: dict[str, list[float]] = {name: [] for name in lanes}
+    done, total = 0, count * len(lanes)
+    for number in range(count):
+        for name in list(runs) if number % 2 == 0 else list(reversed(runs)):
+            if tools.cancelled():
+                return
+            lane = lanes[name]
+            at = share[0] + share[1] * done / total
+            words = f"{name}: {lane.test.name}, run {number + 1} of {count}"
+            tools.report(LevelUpdate("speed", at, words, level=name))
+            with _noted(name, tools):
+                runs[name].append(lane.test.n_tokens * 1e9 / lane.repeat())
+                values = {kind: Rate.of(tuple(runs[name]))}
+                tools.report(LevelUpdate("speed", at, words, level=name, values=values))
+            done += 1
+
+
+@contextlib.contextmanager
+def _noted(name: str, tools: WorkerTools) -> Iterator[None]:
+    """Let a failure of one level become a note of it."""
     try:
-        work()
+        yield
     except LlamaMagicError as error:
         tools.report(LevelUpdate("speed", level=name, values={"notes": (f"speed was not measured: {error}",)}))
-        return False
-    return True

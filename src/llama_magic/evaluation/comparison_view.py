@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_magic.evaluation.answers_view import answers_html, answers_text
+from llama_magic.evaluation.kinds_view import kinds_html
 from llama_magic.evaluation.pareto_svg import NOTEBOOK, Point, Theme, pareto_svg
-from llama_magic.evaluation.recommend import short
 from llama_magic.evaluation.results import KLDivergence
 from llama_magic.evaluation.views import statistics_of
 from llama_magic.markup import Html, badge, details, facts, heading, join, note, page, table, text_table
@@ -262,17 +262,14 @@ def _method(comparison: Comparison) -> list[tuple[str, str]]:
     base = comparison.base
     if comparison.text:
         scored = f", {base.tokens:,} tokens scored" if base is not None and base.tokens else ""
-        rows.append((
-            "text", f"{comparison.text}: {comparison.chunks} chunks of {comparison.n_ctx} tokens{scored}; perplexity and "
-            "KL divergence by the method of llama-perplexity, reference and levels in lock step",
-        ))  # fmt: skip
+        read = f"{comparison.text}: {comparison.chunks} chunks of {comparison.n_ctx} tokens{scored}"
+        how = "perplexity and KL divergence by the method of llama-perplexity, reference and levels in lock step"
+        rows.append(("text", f"{read}; {how}"))
     runs = next((level.generation for level in comparison.levels if level.generation), None)
     if runs is not None:
         machine = comparison.machine
         tests = f"{machine.get('n_prompt', 512)} tokens read, {machine.get('n_gen', 128)} generated"
-        rows.append((
-            "speed", f"{len(runs.runs)} runs of each level, in turns ({tests}), by the method of llama-bench",
-        ))  # fmt: skip
+        rows.append(("speed", f"{len(runs.runs)} runs of each level, in turns ({tests}), by llama-bench's method"))
     if comparison.prompt is not None:
         rows.append(("prompt", comparison.prompt if len(comparison.prompt) < 400 else comparison.prompt[:400] + "…"))
     told = [
@@ -332,8 +329,6 @@ def html_of(comparison: Comparison) -> str:
     if any(level.answer for level in comparison.levels):
         parts.append(answers_html(comparison.levels))
     if any(level.kinds for level in comparison.levels):
-        from llama_magic.evaluation.kinds_view import kinds_html
-
         parts.append(kinds_html(comparison.levels))
     statistics = _statistics(comparison)
     if statistics is not None:
@@ -369,8 +364,3 @@ def text_of(comparison: Comparison) -> str:
     if any(level.answer for level in comparison.levels):
         lines.append(answers_text(comparison.levels))
     return "\n".join(lines)
-
-
-def kld_short(level: LevelResult) -> str:
-    """Return a level's divergence in few digits, empty where there is none."""
-    return "" if level.kld is None else short(level.kld.value)

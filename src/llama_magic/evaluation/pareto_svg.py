@@ -81,7 +81,8 @@ def pareto_svg(
     style = (
         f'width="{_WIDTH}" height="{_HEIGHT}"'
         if sized
-        else f'style="width:100%;min-width:300px;max-width:{_WIDTH}px;height:auto;color:var(--jp-ui-font-color1,inherit)"'
+        else f'style="width:100%;min-width:300px;max-width:{_WIDTH}px;height:auto;'
+        'color:var(--jp-ui-font-color1,inherit)"'
     )
     ground = f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="{theme.ground}"/>' if sized else ""
     return Html(
@@ -206,9 +207,8 @@ def _mark(axes: _Axes, theme: Theme, point: Point, *, ahead: bool) -> list[str]:
     )
     parts.append(circle)
     if point.chosen:
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS + 4}" fill="none" stroke="{theme.accent}" stroke-width="1.5"/>'
-        )
+        ring = f'r="{_RADIUS + 4}" fill="none" stroke="{theme.accent}" stroke-width="1.5"'
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" {ring}/>')
     return parts
 
 

@@ -113,9 +113,9 @@ def _tell(
     if base is not None and found.base:
         _row(base, found.base[0], tools)
     for place, reason in found.failures:
-        level = base if place < 0 else members[place]
-        if level is not None:
-            tools.report(LevelUpdate("evaluate", level=level.name, values={"kld_reason": reason, "kld": None}))
+        failed = base if place < 0 else members[place]
+        if failed is not None:
+            tools.report(LevelUpdate("evaluate", level=failed.name, values={"kld_reason": reason, "kld": None}))
 
 
 def _row(level: QuantizationLevel, result: Perplexity | KLDivergence, tools: WorkerTools) -> None:

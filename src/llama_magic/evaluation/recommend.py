@@ -39,7 +39,7 @@ def recommend(levels: Sequence[LevelResult], max_kld: float = MAX_KLD) -> Recomm
     if base is None or not known:
         return Recommendation(None, _nothing(levels, base), rule=rule)
     close = [level for level in known if _kld(level) <= max_kld]  # type: ignore[operator]
-    best = min(close, key=lambda level: level.size) if close else min(known, key=lambda level: _value(level))
+    best = min(close, key=lambda level: level.size) if close else min(known, key=_value)
     ties = [level for level in (close or known) if level is not best and _tied(level, best)]
     faster = max([best, *ties], key=_speed)
     if faster is not best and _surely_faster(faster, best):
