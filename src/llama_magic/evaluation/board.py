@@ -73,10 +73,17 @@ class Board:
     def take(self, row: LevelResult) -> None:
         """Put a whole row in, from another board."""
         self._rows[row.name] = row
+        self._written.setdefault(row.name, [])
+
+    def add(self, level: QuantizationLevel) -> None:
+        """Add a level."""
+        self._rows[level.name] = _row(level, self.base)
+        self._written[level.name] = []
 
     def forget_answer(self, name: str) -> None:
         """Drop what a level wrote: it begins again."""
         self._written[name].clear()
+        self.pace.pop(name, None)
 
     def note(self, sentence: str) -> None:
         """Add what is worth knowing of all of it, once."""

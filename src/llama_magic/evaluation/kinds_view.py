@@ -1,4 +1,4 @@
-"""KL divergence by kind of text, as a heat map: where does a level break?"""
+"""KL divergence by kind of text, as a heat map: it shows where a level breaks."""
 
 from __future__ import annotations
 
@@ -44,9 +44,8 @@ def kinds_html(levels: Sequence[LevelResult]) -> Html:
             text = f"<b>▲ {text}</b>" if figure is worst and len(kinds) > 1 else text
             told = f"KLD {figure.value:.4f}" + (f" ± {figure.error:.4f}" if figure.error is not None else "")
             cells.append(f'<td title="{told}" style="{cell};{ground};font-variant-numeric:tabular-nums">{text}</td>')
-        rows.append(
-            f'<tr style="background:none"><th scope="row" style="{name}">{_escaped(level.name)}</th>{"".join(cells)}</tr>'
-        )
+        label = f'<th scope="row" style="{name}">{_escaped(level.name)}</th>'
+        rows.append(f'<tr style="background:none">{label}{"".join(cells)}</tr>')
     table = (
         '<div style="overflow-x:auto;max-width:100%"><table style="border-collapse:collapse;margin:0;color:inherit">'
         f'<thead><tr style="background:none"><th style="{name}">KLD</th>{head}</tr></thead>'

@@ -74,9 +74,10 @@ def _evaluate(
         if not isinstance(event, EvaluationProgress):
             tools.report(Progress("evaluate", None, f"loading {event.message}"))
             return
-        tools.report(Progress("evaluate", event.fraction, _words(event, texts)))
+        words = _words(event, texts)
+        tools.report(Progress("evaluate", event.fraction, words))
         for _, place, now in event.estimates if single else ():
-            tools.report(LevelUpdate("evaluate", event.fraction, level=names[place], values=_running(now)))
+            tools.report(LevelUpdate("evaluate", event.fraction, words, level=names[place], values=_running(now)))
 
     return evaluating.run(asked, replace(tools, report=report))
 
@@ -115,7 +116,9 @@ def _tell(
     for place, reason in found.failures:
         failed = base if place < 0 else members[place]
         if failed is not None:
-            tools.report(LevelUpdate("evaluate", level=failed.name, values={"kld_reason": reason, "kld": None}))
+            tools.report(
+                LevelUpdate("evaluate", 1.0, "read", level=failed.name, values={"kld_reason": reason, "kld": None})
+            )
 
 
 def _row(level: QuantizationLevel, result: Perplexity | KLDivergence, tools: WorkerTools) -> None:
@@ -133,7 +136,7 @@ def _row(level: QuantizationLevel, result: Perplexity | KLDivergence, tools: Wor
             "rms_dp": Figure(result.rms_dp, result.rms_dp_error),
             "same_top": Figure(result.same_top, result.same_top_error),
         }
-    tools.report(LevelUpdate("evaluate", level=level.name, values=values))
+    tools.report(LevelUpdate("evaluate", 1.0, "read", level=level.name, values=values))
 
 
 def _tell_kinds(
@@ -144,4 +147,4 @@ def _tell_kinds(
             result.text: Figure(result.kld, result.kld_error) for result in results if isinstance(result, KLDivergence)
         }
         if kinds and base is not None:
-            tools.report(LevelUpdate("evaluate", level=level.name, values={"kinds": kinds}))
+            tools.report(LevelUpdate("evaluate", 1.0, "read", level=level.name, values={"kinds": kinds}))

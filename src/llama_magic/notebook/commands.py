@@ -30,12 +30,13 @@ __all__ = ["Context", "turns_of"]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a subcommand may use."""
+    """What a subcommand may use; `shell` is for views of its own."""
 
     session: Session
     defaults: Defaults
     on_progress: Report
     namespace: dict[str, Any] = field(default_factory=dict)
+    shell: Any = None
 
 
 def load(context: Context, arguments: Arguments) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "layers",
     "load_mode",
     "logit_bias",
+    "names_of",
     "number",
     "numbers",
     "several",
@@ -189,3 +190,11 @@ def hub_reference(text: str) -> str:
     if not re.fullmatch(r"(?:hf:)?[^/\s]+/[^/\s]+(?:/\S+)?", text):
         raise ValueError("owner/repo or owner/repo:quant")
     return text if text.startswith("hf:") else f"hf:{text}"
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Read names separated by commas."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise ValueError("names separated by commas, for example Q8_0,Q4_0")
+    return names

@@ -31,6 +31,7 @@ from llama_magic.notebook.converters import (
     layers,
     load_mode,
     logit_bias,
+    names_of,
     number,
     text_file,
     unescape,
@@ -46,6 +47,7 @@ GROUPS: dict[str, str] = {
     "loading": "Loading the model",
     "prompt": "Prompt",
     "chat": "Conversation",
+    "compare": "Comparing",
     "sampling": "Sampling",
     "output": "Output",
 }
@@ -241,6 +243,10 @@ FLAGS: tuple[Flag, ...] = (
     _flag("--chat", "chat", "chat", "NAME", str,
           "make the cell a turn of the conversation NAME", const="", optional=True, complete="chat"),
     _switch("--new", "new", "chat", "start the conversation over with this cell"),
+    # comparing
+    _flag("--compare", "compare", "compare", "LEVELS", names_of,
+          "let quantization levels of the model answer side by side, for example Q8_0,Q4_0,Q2_K", joined=True,
+          complete="ftype"),
     # sampling
     _flag("-n --predict --n-predict --max-tokens", "max_tokens", "sampling", "N", _LENGTH, "most tokens to generate"),
     _flag("-s --seed", "seed", "sampling", "N", _SEED, "seed; the same seed gives the same text"),

@@ -68,7 +68,7 @@ class LlamaMagic(Magics, Defaults):
             if cell is None:
                 self._line(split(line))
             else:
-                self._cell(CELL.parse(line), cell_text(cell))
+                self._whole_cell(line, cell_text(cell))
         except (GenerationInterrupted, EngineProtocolError):
             raise  # the first renders itself, the second is a bug
         except LlamaMagicError as error:
@@ -90,10 +90,31 @@ class LlamaMagic(Magics, Defaults):
         else:
             raise InvalidRequestError(_unknown(name))
 
+    def _whole_cell(self, line: str, body: str) -> None:
+        words = split(line)
+        if words[:1] == ["compare"]:
+            self._compare(SUBCOMMANDS["compare"].parse(words[1:]), body)
+            return
+        arguments = CELL.parse(words)
+        if "compare" in arguments.values:
+            self._compare(arguments, body)
+        else:
+            self._cell(arguments, body)
+
+    def _compare(self, arguments: Arguments, body: str) -> None:
+        """Let levels answer the body: ``%%llama compare REF …`` and ``%%llama --compare Q8_0,Q2_K``."""
+        fill = str if arguments.get("raw") else lambda text: fill_in(text, self._shell.user_ns)
+        parts = [arguments.get("file"), unescape(fill(arguments.get("prompt", ""))), fill(body)]
+        values = {name: value for name, value in arguments.values.items() if name not in ("file", "prompt")}
+        text = "\n\n".join(part for part in parts if part and part.strip())
+        if text:
+            values["prompt"] = text
+        self._command("compare", Arguments(arguments.words, values, {**arguments.groups, "prompt": "prompt"}))
+
     def _command(self, name: str, arguments: Arguments) -> None:
         view = make_view("text", shell=self._shell)
         try:
-            context = Context(self.session, self, view.progress, self._shell.user_ns)
+            context = Context(self.session, self, view.progress, self._shell.user_ns, self._shell)
             said = SUBCOMMANDS[name].action()(context, arguments)
         except JobInterrupted as stopped:
             if hasattr(stopped.result, "_repr_html_"):  # what was done until then

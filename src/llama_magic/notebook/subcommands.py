@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llama_magic.notebook.lines import (
     backends,
+    compare,
     convert,
     doctor,
     evaluate,
@@ -22,7 +23,7 @@ __all__ = ["CELL", "SUBCOMMANDS"]
 #: `%%llama`, and `%llama` where the line holds a prompt.
 CELL = Parser(
     "", "%%llama [flags] [model]", "ask a model; the prompt is the cell's body",
-    groups=("model", "loading", "prompt", "chat", "sampling", "output"), words=1, complete="model",
+    groups=("model", "loading", "prompt", "chat", "compare", "sampling", "output"), words=1, complete="model",
     examples=(
         "%%llama\nWhat is a llama?",
         "%%llama --temp 0 -n 64 --out answer\nName three colours.",
@@ -45,5 +46,6 @@ SUBCOMMANDS: dict[str, Parser] = {
         *measure.PARSERS,
         *doctor.PARSERS,
         *evaluate.PARSERS,
+        *compare.PARSERS,
     )
 }
