@@ -16,6 +16,7 @@ from llama_magic.evaluation.comparison import Comparison
 from llama_magic.evaluation.levels import CompareRequest, SpeedRuns
 from llama_magic.evaluation.recommend import MAX_KLD
 from llama_magic.evaluation.requests import EVALUATION, EVALUATION_NAME, LEAST_CTX
+from llama_magic.evaluation.suite import SUITE_CTX, with_own
 from llama_magic.inference.params import SamplingParams
 from llama_magic.models.options import LoadOptions
 from llama_magic.progress import Report
@@ -183,7 +184,8 @@ class Settings:
             text=_part(self.text),
             n_ctx=self.n_ctx,
             chunks=self.chunks,
-            kinds=_kinds() if self.suite else (),
+            kinds=_kinds(self.text) if self.suite else (),
+            kinds_n_ctx=SUITE_CTX,
             speed=_speed(self.runs, self.n_prompt, self.n_gen),
             options=LoadOptions.from_keywords(**options),
             force=self.force,
@@ -213,7 +215,7 @@ def _part(text: TextLike) -> TextPart | None:
     return text if isinstance(text, TextPart) else text_part(text)
 
 
-def _kinds() -> tuple[TextPart, ...]:
-    from llama_magic.evaluation.suite import SUITE
-
-    return tuple(TextPart(one.kind, one.text.path, one.text.text) for one in SUITE)
+def _kinds(text: TextLike) -> tuple[TextPart, ...]:
+    """Return the texts of the suite, and the user's own where there is one."""
+    own = [text if isinstance(text, TextPart) else text_part(text)] if text and text is not True else []
+    return tuple(replace(one.text, name=one.kind) for one in with_own(*own))

@@ -205,7 +205,7 @@ class _Run:
             self.board.learn(run_job(request, on_progress, setup=self.setup))
         except EngineCrashed as error:
             return (self.board.running if stage == "load" else ""), error.cause
-        except InvalidRequestError:
+        except (InvalidRequestError, KeyboardInterrupt):
             raise
         except LlamaMagicError as error:
             return "", str(error)

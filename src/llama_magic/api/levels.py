@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from llama_magic.api.backends import library
 from llama_magic.api.imatrix import collect_imatrix
 from llama_magic.api.library import locate
 from llama_magic.api.quantize import plan, quantize
-from llama_magic.engine.client import get_client
 from llama_magic.errors import DiskFullError, InvalidRequestError, LlamaMagicError
-from llama_magic.evaluation.levels import LibraryRequest, QuantizationLevel
+from llama_magic.evaluation.levels import QuantizationLevel
 from llama_magic.models.content import content_hash
 from llama_magic.models.gguf import read_metadata
 from llama_magic.models.metadata import ModelMetadata
@@ -142,13 +142,15 @@ def _there(ref: str, progress: Report | None) -> QuantizationLevel:
     """Return a level that is a file already; one that can not be used is a level with an error."""
     try:
         return _level(read_metadata(locate(ref, progress)), ref)
+    except KeyboardInterrupt:
+        raise  # a download that was stopped is no reason of a level
     except LlamaMagicError as error:
         return QuantizationLevel(Path(ref).stem or ref, error=str(error))
 
 
 def _level(metadata: ModelMetadata, ref: str = "", name: str = "", *, made: bool = False) -> QuantizationLevel:
     stem = ref if ref and not Path(ref).suffix else Path(metadata.path).name.removesuffix(".gguf")
-    matrix = metadata.get("quantize.imatrix.file")
+    matrix = metadata.values.get("quantize.imatrix.file")
     return QuantizationLevel(
         name=name or stem,
         path=metadata.path,
@@ -268,6 +270,8 @@ class _Maker:
         try:
             if with_matrix:
                 matrix = self._matrix(source)
+        except KeyboardInterrupt:
+            raise
         except LlamaMagicError as error:
             return {name: QuantizationLevel(name, ftype=name, error=f"no importance matrix: {error}") for name in names}
         folder = self._folder("" if matrix is None else _file_hash(matrix))
@@ -299,14 +303,21 @@ class _Maker:
         if not names:
             return {}
         errors: dict[str, str] = {}
-        with contextlib.suppress(LlamaMagicError):
+        try:
             quantize(source.path, list(names), dst=folder, imatrix=matrix, progress=self.progress)
+        except KeyboardInterrupt:
+            raise
+        except LlamaMagicError:
+            pass
+        else:
             return {}
         for name in names:
             if (folder / output_name(source.path, name)).exists():
                 continue
             try:
                 quantize(source.path, name, dst=folder, imatrix=matrix, progress=self.progress)
+            except KeyboardInterrupt:
+                raise
             except LlamaMagicError as error:
                 errors[name] = str(error)
         return errors
@@ -327,8 +338,8 @@ class _Maker:
         if not self._hash:
             self._say(f"reading {Path(self.metadata.path).name}")
             self._hash = content_hash(self.metadata)
-            # a short question to the session's worker, which plans, too
-            self._library = get_client().request(LibraryRequest())
+            found = library()
+            self._library = f"{found.commit} {found.ggml_version}"
         parts = f"{self._hash} {matrix} {self._library}"
         key = hashlib.sha256(parts.encode()).hexdigest()[:16]
         folder = levels_folder() / key

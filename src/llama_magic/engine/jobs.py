@@ -35,7 +35,6 @@ RUNNERS: dict[str, str] = {
     "TimeLaneRequest": "llama_magic.engine.measuring:time_lane",
     "CloseLanesRequest": "llama_magic.engine.measuring:close_lanes",
     "CompareRequest": "llama_magic.evaluation.comparing:run",
-    "LibraryRequest": "llama_magic.evaluation.comparing:library",
     "DownloadRequest": "llama_magic.models.download:run",
     "SearchRequest": "llama_magic.models.catalogue:run",
     "HubRequest": "llama_magic.backends.hub_probe:run",

@@ -22,7 +22,11 @@ _MARK = (
     "background:rgba(255,167,38,.28);color:inherit;text-decoration:underline;text-decoration-thickness:2px;"
     "text-underline-offset:2px"
 )
-_POINTER = "color:var(--jp-error-color1,#d32f2f);font-weight:700"
+_POINTER = (
+    '<span style="color:var(--jp-error-color1,#d32f2f);font-weight:700" title="here it leaves the reference">▸</span>'
+)
+#: Words around those shown that they are compared with.
+_NEAR = 40
 
 
 def columns(cells: Sequence[str]) -> Html:
@@ -37,7 +41,7 @@ def columns(cells: Sequence[str]) -> Html:
 def column(title: str, under: str, body: str) -> str:
     """Return one column: a bold title, a line below it, the text."""
     style = f"min-width:0;border-top:1px solid {_LINE};padding:.35em 0 .5em"
-    small = f'<div style="{_MUTED};font-size:.92em">{under}</div>' if under else ""
+    small = f'<div style="{_MUTED};font-size:.92em;min-height:4.4em">{under}</div>' if under else ""
     return (
         f'<div style="{style}"><div><b>{title}</b></div>{small}'
         f'<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere;margin-top:.3em">{body}</div></div>'
@@ -53,19 +57,20 @@ def marked_words(reference: Sequence[str], words: Sequence[str], *, whole: bool 
         Both answers are complete. Otherwise words behind the end of the reference are not judged yet.
     """
     apart = parting(reference, words)
-    differs = changed(reference, words)
+    # what is shown is compared with what stands about there in the reference, so that the work has a bound, too
+    shown = words[first:]
+    near = slice(max(0, first - _NEAR), first + len(shown) + _NEAR) if first else slice(None)
+    differs = [False] * first + changed(reference[near], shown)
     parts = []
     for place, word in enumerate(words):
         if place < first:
             continue
         text = escape(clean_block(word))
-        if place == apart and (whole or place < len(reference)):
-            parts.append(f'<span style="{_POINTER}" title="here it leaves the reference">▸</span>')
-        if differs[place] and (whole or place < len(reference)):
-            lead = text[: len(text) - len(text.lstrip())]
-            parts.append(f'{lead}<mark style="{_MARK}">{text.lstrip()}</mark>')
-        else:
-            parts.append(text)
+        lead, text = text[: len(text) - len(text.lstrip())], text.lstrip()
+        judged = whole or place < len(reference)
+        pointer = _POINTER if place == apart and judged else ""
+        marked = f'<mark style="{_MARK}">{text}</mark>' if differs[place] and judged else text
+        parts.append(lead + pointer + marked)
     return "".join(parts)
 
 

@@ -13,7 +13,7 @@ import psutil
 from llama_magic.backends.host import default_threads
 from llama_magic.errors import LlamaMagicError
 from llama_magic.evaluation.comparison import Rate
-from llama_magic.evaluation.levels import CompareRequest, LevelUpdate, LibraryRequest, QuantizationLevel, SpeedRuns
+from llama_magic.evaluation.levels import CompareRequest, LevelUpdate, QuantizationLevel, SpeedRuns
 from llama_magic.evaluation.race import race
 from llama_magic.evaluation.reading import check_texts, read
 from llama_magic.evaluation.speed import SpeedLane, bench_settings
@@ -24,13 +24,7 @@ from llama_magic.native.breakdown import breakdown
 from llama_magic.native.heap import trim
 from llama_magic.native.tools import WorkerTools
 
-__all__ = ["library", "run"]
-
-
-def library(_request: LibraryRequest, _tools: WorkerTools) -> str:
-    """Answer a `LibraryRequest`."""
-    info = library_info()
-    return f"{info.llama_cpp_python} {info.commit} {info.ggml_version}"
+__all__ = ["run"]
 
 
 @dataclass(slots=True)
@@ -193,5 +187,7 @@ def _noted(name: str, tools: WorkerTools) -> Iterator[None]:
     """Let a failure of one level become a note of it."""
     try:
         yield
+    except KeyboardInterrupt:
+        raise
     except LlamaMagicError as error:
         tools.report(LevelUpdate("speed", level=name, values={"notes": (f"speed was not measured: {error}",)}))

@@ -103,6 +103,10 @@ COLUMNS: tuple[Column, ...] = (
            "low", "linear"),
     Column("bits/weight", "real bits per weight: bytes of all tensors by their weights",
            lambda level: level.bits_per_weight or None, lambda level: f"{level.bits_per_weight:.2f}", "low"),
+    Column("prompt tok/s", "tokens read a second, mean ± standard deviation of the runs", *_rate("prompt"),
+           "high", "linear"),
+    Column("generation tok/s", "tokens generated a second, mean ± standard deviation of the runs",
+           *_rate("generation"), "high", "linear"),
     Column("PPL", "perplexity of the text; lower is better", _estimate("ppl"), _told("ppl", 3), "low"),
     Column("ΔPPL", "difference to the reference's perplexity", _estimate("ppl_change"), _told("ppl_change", 4),
            base=False),
@@ -114,10 +118,6 @@ COLUMNS: tuple[Column, ...] = (
            _told("rms_dp", 3, 100, " %"), "low", base=False),
     Column("same top", "tokens whose likeliest candidate is the reference's", _estimate("same_top"),
            _told("same_top", 2, 100, " %"), "high", base=False),
-    Column("prompt tok/s", "tokens read a second, mean ± standard deviation of the runs", *_rate("prompt"),
-           "high", "linear"),
-    Column("generation tok/s", "tokens generated a second, mean ± standard deviation of the runs",
-           *_rate("generation"), "high", "linear"),
     Column("load", "time from the file to a model that can compute", lambda level: level.load_s,
            lambda level: "" if level.load_s is None else format_seconds(level.load_s), "low"),
     Column("memory", "bytes by which the worker grew with model, context and first computation",
@@ -205,7 +205,7 @@ def _cell(column: Column, level: LevelResult, best: float | None, levels: Sequen
         if column.title == "imatrix":
             return join(clean(column.text(level)))
         return f'<span style="{_MUTED}">—</span>'
-    text = column.text(level)
+    text = _small_error(column.text(level))
     marked = best is not None and value == best and (column.base or not level.base)
     shown = f'<b title="the best of this column">★ {text}</b>' if marked else text
     if not column.bar:
@@ -216,6 +216,12 @@ def _cell(column: Column, level: LevelResult, best: float | None, levels: Sequen
         f'<div style="height:4px;border-radius:2px;width:{width:.1f}%;background:var(--jp-brand-color1,#1976d2)">'
         "</div></div>"
     )
+
+
+def _small_error(text: str) -> str:
+    """Set what is behind ± smaller: the table is wide."""
+    value, sign, error = text.partition(" ± ")
+    return f'{value}<span style="{_MUTED};font-size:.85em;font-weight:400"> ± {error}</span>' if sign else text
 
 
 # -- the chart --------------------------------------------------------------------------------------------------------

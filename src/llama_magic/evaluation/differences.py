@@ -10,6 +10,8 @@ __all__ = ["changed", "parting", "words_of"]
 
 # Scripts without spaces are compared character by character.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+#: Pairs of words from which on comparing them all takes long.
+_LONG = 1_000_000
 _WORD = re.compile(rf"\s*(?:[{_UNSPACED}]|[^\s{_UNSPACED}]+)")
 
 
@@ -31,9 +33,14 @@ def parting(reference: Sequence[str], words: Sequence[str]) -> int | None:
 
 
 def changed(reference: Sequence[str], words: Sequence[str]) -> list[bool]:
-    """Tell for each word whether it has no counterpart in the reference (the longest common blocks are aligned)."""
+    """Tell for each word whether it has no counterpart in the reference (the longest common blocks are aligned).
+
+    Time grows with the product of both lengths. Of long texts, words that come very often are not aligned, which is
+    quicker.
+    """
+    long = len(reference) * len(words) > _LONG
     found = [True] * len(words)
-    blocks = SequenceMatcher(None, [w.strip() for w in reference], [w.strip() for w in words], autojunk=False)
+    blocks = SequenceMatcher(None, [w.strip() for w in reference], [w.strip() for w in words], autojunk=long)
     for _, start, size in blocks.get_matching_blocks():
         found[start : start + size] = [False] * size
     return found

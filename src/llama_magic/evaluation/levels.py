@@ -11,7 +11,7 @@ from llama_magic.models.options import LoadOptions
 from llama_magic.progress import Progress
 from llama_magic.quantization.texts import TextPart
 
-__all__ = ["CompareRequest", "LevelUpdate", "LibraryRequest", "QuantizationLevel", "SpeedRuns"]
+__all__ = ["CompareRequest", "LevelUpdate", "QuantizationLevel", "SpeedRuns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +109,6 @@ class CompareRequest:
     speed: SpeedRuns | None = None
     options: LoadOptions = field(default_factory=LoadOptions)
     force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LibraryRequest:
-    """Ask a worker which llama.cpp it has; the result is a text that another build does not share."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,7 +230,9 @@ def _labels(axes: _Axes, theme: Theme, points: Sequence[Point]) -> list[str]:
         ]  # fmt: skip
         best = min(places, key=lambda place: _covered(_box(place, wide), taken))
         taken.append(_box(best, wide))
-        weight = ' font-weight="700"' if point.chosen else ""
+        # a halo keeps the name readable on lines and error bars
+        weight = f' paint-order="stroke" stroke="{theme.ground}" stroke-width="3" stroke-linejoin="round"'
+        weight += ' font-weight="700"' if point.chosen else ""
         parts.append(_text(*best[:2], text, theme, best[2], weight))
     return parts
 
