@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from llama_magic.api.bench import bench
     from llama_magic.api.build import build_backend, build_wheel
     from llama_magic.api.convert import convert
+    from llama_magic.api.choose import choose
+    from llama_magic.api.compare import compare
     from llama_magic.api.diverge import diverge
     from llama_magic.api.doctor import doctor
     from llama_magic.api.evaluate import kl_divergence, perplexity
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
+    from llama_magic.api.levels import clear_levels
     from llama_magic.api.library import catalog, delete, download, models, search
     from llama_magic.api.model import Chat, Model, inspect, load
     from llama_magic.api.quantize import ftypes, plan, quantize
@@ -64,6 +67,8 @@ if TYPE_CHECKING:
         SchemaError,
     )
     from llama_magic.evaluation.bench import BenchResult, BenchRow
+    from llama_magic.evaluation.choice import Choice
+    from llama_magic.evaluation.comparison import Answer, Comparison, Figure, LevelResult, Rate, Recommendation
     from llama_magic.evaluation.divergence import Divergence, ForcedToken, ForcedTokens
     from llama_magic.evaluation.requests import Estimate, EvaluationProgress
     from llama_magic.evaluation.results import KLDivergence, KLDivergences, Perplexities, Perplexity
@@ -104,6 +109,11 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "llama_magic.api.choose": "choose",
+    "llama_magic.api.compare": "compare",
+    "llama_magic.api.levels": "clear_levels",
+    "llama_magic.evaluation.choice": "Choice",
+    "llama_magic.evaluation.comparison": "Answer Comparison Figure LevelResult Rate Recommendation",
     "llama_magic.api.backends": "devices use_backend",
     "llama_magic.api.build": "build_backend build_wheel",
     "llama_magic.api.rpc": "RpcServer rpc_add rpc_hosts rpc_remove rpc_serve rpc_stop",
@@ -154,6 +164,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 
 __all__ = [
     "AttachedHost",
+    "Answer",
     "Backend",
     "BackendError",
     "Backends",
@@ -166,7 +177,9 @@ __all__ = [
     "CatalogueEntry",
     "Chat",
     "ChatTemplateError",
+    "Choice",
     "Chunk",
+    "Comparison",
     "Completion",
     "ContextFullError",
     "Conversation",
@@ -186,6 +199,7 @@ __all__ = [
     "Estimate",
     "EvaluationProgress",
     "Finding",
+    "Figure",
     "FitReport",
     "ForcedToken",
     "ForcedTokens",
@@ -200,6 +214,7 @@ __all__ = [
     "JobInterrupted",
     "KLDivergence",
     "KLDivergences",
+    "LevelResult",
     "LlamaMagicError",
     "LoadOptions",
     "Message",
@@ -220,7 +235,9 @@ __all__ = [
     "QuantizePlans",
     "QuantizeResult",
     "QuantizeResults",
+    "Rate",
     "Receipt",
+    "Recommendation",
     "RpcHostError",
     "RpcHosts",
     "RpcServer",
@@ -251,6 +268,9 @@ __all__ = [
     "build_wheel",
     "catalog",
     "convert",
+    "choose",
+    "clear_levels",
+    "compare",
     "current_session",
     "delete",
     "devices",

@@ -30,7 +30,7 @@ LLAMA_CPP = set(
 )
 OWN = set(
     """--system --max-tokens --stop --schema --format --out --no-stream --samples --logprobs --raw --chat --new --force
-    --backend --complete --memory-budget --mlock --no-mmap --no-swa-full""".split()
+    --backend --compare --complete --memory-budget --mlock --no-mmap --no-swa-full""".split()
 )
 
 

@@ -224,6 +224,11 @@ class Comparison:
     def _repr_html_(self) -> str:
         return view.html_of(self)
 
+    def _repr_mimebundle_(self, **_kinds: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        """Give the output of a cell its receipt, as an answer has one."""
+        shown = {"text/html": view.html_of(self), "text/plain": view.text_of(self)}
+        return shown, {"llama_magic": export.receipt(self)}
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict."""
         return asdict(self)

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_magic._version import __version__
 from llama_magic.errors import InvalidRequestError, MissingDependencyError
 from llama_magic.evaluation.pareto_svg import PAPER
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SUFFIXES",
     "figures",
+    "receipt",
     "save",
     "to_csv",
     "to_html",
@@ -98,6 +100,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def receipt(comparison: Comparison) -> dict[str, Any]:
+    """Return what is needed to know how the figures came about, without paths: notebooks get published."""
+    facts = {name: getattr(comparison, name) for name in ("model", "prompt", "seed", "text", "n_ctx", "chunks")}
+    levels = [
+        {name: value for name, value in figures(level).items() if name not in ("path", "answer") and value is not None}
+        for level in comparison.levels
+    ]
+    known: dict[str, Any] = _plain({**facts, "machine": dict(comparison.machine), "levels": levels})
+    return {**known, "llama_magic": __version__}
 
 
 def to_markdown(comparison: Comparison) -> str:
