@@ -1,6 +1,6 @@
 """Make the pictures of the README from the real thing: JupyterLab, Chromium and the embedded model.
 
-``python docs/screenshots.py`` needs what the browser tests need.
+``python docs/screenshots.py [NAME …]`` needs what the browser tests need.
 """
 
 from __future__ import annotations
@@ -11,42 +11,69 @@ import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.browser.jupyter import CHROMIUM_FLAGS, NotebookPage, new_notebook, start_lab  # noqa: E402
+from tests.browser.jupyter import CHROMIUM_FLAGS, Lab, NotebookPage, new_notebook, start_lab  # noqa: E402
 
-CELLS = [
-    "%load_ext llama_magic",
-    "%%llama --seed 1 --temp 0.3\nWhat is photosynthesis? Answer in two sentences.",
-    "%%llama --samples 3 --seed 7 -n 30\nInvent a name for a small robot and say what it does.",
-]
+#: Pictures by name: width and height of the window, the cells, and which of them to look at.
+PICTURES: dict[str, tuple[int, int, list[str], int]] = {
+    "first_prompt": (
+        1000,
+        560,
+        [
+            "%load_ext llama_magic",
+            "%%llama --seed 1 --temp 0.3\nWhat is photosynthesis? Answer in two sentences.",
+            "%%llama --samples 3 --seed 7 -n 30\nInvent a name for a small robot and say what it does.",
+        ],
+        0,
+    ),
+    "compare": (
+        1250,
+        1010,
+        [
+            "%load_ext llama_magic",
+            '%llama compare smollm2 Q8_0 Q4_1 Q4_0 Q2_K --prompt "What is photosynthesis?" -n 40 --chunks 8',
+        ],
+        1,
+    ),
+}
 
 
-def main() -> None:
-    """Run the cells and write docs/images/first_prompt.png."""
-    target = ROOT / "docs" / "images" / "first_prompt.png"
-    target.parent.mkdir(exist_ok=True)
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    chromium = next(path for path in map(shutil.which, names) if path)
+def main(names: list[str]) -> None:
+    """Run the cells of these pictures (all when none is named) and write docs/images/NAME.png."""
+    chromium = next(
+        path
+        for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))
+        if path
+    )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, sync_playwright() as playwright:
         lab = start_lab(Path(folder))
         try:
             browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-            context = browser.new_context(viewport={"width": 1000, "height": 560}, device_scale_factor=1.5)
-            (lab.root / "first_prompt.ipynb").write_text(json.dumps(new_notebook(CELLS)), encoding="utf-8")
-            notebook = NotebookPage(context.new_page(), lab, "first_prompt.ipynb").open()
-            notebook.run_all()
-            notebook.select(0)
-            notebook.page.screenshot(path=target)
-            notebook.close()
+            for name in names or PICTURES:
+                _picture(browser, lab, name)
             browser.close()
         finally:
             lab.close()
+
+
+def _picture(browser: Browser, lab: Lab, name: str) -> None:
+    width, height, cells, at = PICTURES[name]
+    target = ROOT / "docs" / "images" / f"{name}.png"
+    target.parent.mkdir(exist_ok=True)
+    context = browser.new_context(viewport={"width": width, "height": height}, device_scale_factor=1.5)
+    (lab.root / f"{name}.ipynb").write_text(json.dumps(new_notebook(cells)), encoding="utf-8")
+    notebook = NotebookPage(context.new_page(), lab, f"{name}.ipynb").open()
+    notebook.run_all()
+    notebook.select(at)
+    notebook.page.screenshot(path=target)
+    notebook.close()
+    context.close()
     print(f"wrote {target.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

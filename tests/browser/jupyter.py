@@ -94,7 +94,9 @@ def start_lab(folder: Path, *, environment: dict[str, str] | None = None, timeou
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
         "IPYTHONDIR": str(folder / "ipython"),
         # so that a kernel can import tests.fakes
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")))
+        ),
         "NO_PROXY": "127.0.0.1,localhost",
     }
     env |= environment or {}
