@@ -296,7 +296,7 @@ def _sentences(comparison: Comparison) -> list[tuple[str, str]]:
         if level.kld_reason and not level.error:
             found.append((f"{level.name}: no KL divergence, {level.kld_reason}", "warning"))
         found += [(f"{level.name}: {sentence}", "info") for sentence in level.notes]
-    return [(clean(text), tone) for text, tone in found]
+    return [(clean(text, 2000), tone) for text, tone in found]
 
 
 def _statistics(comparison: Comparison) -> Html | None:
@@ -313,6 +313,11 @@ def _statistics(comparison: Comparison) -> Html | None:
     return details("all statistics of llama-perplexity", table(("statistic", *found), rows, "l" + "r" * len(found)))
 
 
+def _judged(comparison: Comparison) -> bool:
+    """Tell whether there is a recommendation, or was to be one: not where only answers were asked for."""
+    return bool(comparison.text) or comparison.recommendation.level is not None
+
+
 def html_of(comparison: Comparison) -> str:
     """Return everything as HTML."""
     chosen = comparison.recommendation.level
@@ -320,8 +325,10 @@ def html_of(comparison: Comparison) -> str:
         "border-left:4px solid var(--jp-brand-color1,#1976d2);padding:.35em .8em;margin:.4em 0;"
         "background:var(--jp-layout-color2,#8881)"
     )
-    recommended = join(Html(f'<div style="{callout}">'), clean(comparison.recommendation.sentence), Html("</div>"))
-    parts: list[object] = [heading(clean(comparison.model), _title(comparison)), recommended]
+    parts: list[object] = [heading(clean(comparison.model), _title(comparison))]
+    if _judged(comparison):
+        sentence = clean(comparison.recommendation.sentence, 2000)
+        parts.append(join(Html(f'<div style="{callout}">'), sentence, Html("</div>")))
     parts.append(level_table(comparison.levels, chosen))
     parts += [note(text, tone) for text, tone in _sentences(comparison)]
     charts = [found for x in ("size", "speed") if (found := chart(comparison, x)) is not None]
@@ -362,7 +369,7 @@ def text_of(comparison: Comparison) -> str:
     ]  # fmt: skip
     lines = [
         f"{clean(comparison.model)}: {_title(comparison)}",
-        clean(comparison.recommendation.sentence),
+        *([clean(comparison.recommendation.sentence, 2000)] if _judged(comparison) else []),
         text_table(("level", *(column.title for column in columns)), rows, "l" + "r" * len(columns)),
         "* is the best of its column",
     ]
