@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from llama_magic.api.backends import setup_of
 from llama_magic.api.levels import Lineup, levels_folder
 from llama_magic.backends.host import available_memory
 from llama_magic.backends.setup import BackendSetup
@@ -72,7 +73,7 @@ def measure(
     try:
         with _alone(board):
             for number, each in enumerate(lineups):
-                setup = setups[number][1] if setups else None
+                setup = setups[number][1] if setups else setup_of(request.options)
                 if number == 0:
                     _Run(board, each, request, progress, setup).all()
                 else:
