@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import resvg_py
 
 from llama_magic.errors import InvalidRequestError
 from llama_magic.evaluation.board import Board
@@ -205,6 +206,8 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
     png = found.to_png()
     assert png.startswith(b"\x89PNG")
+    bare = re.sub("<text.*?</text>", "", found.to_svg())
+    assert png != bytes(resvg_py.svg_to_bytes(svg_string=bare, zoom=2)), "its labels are there"
     for name, words in {"a.txt": "has to end in one of", "none/a.md": "no such folder"}.items():
         with pytest.raises(InvalidRequestError, match=words):
             found.save(tmp_path / name)

@@ -295,7 +295,11 @@ def _sentences(comparison: Comparison) -> list[tuple[str, str]]:
         found += [(f"{level.name}: {level.error}", "error")] if level.error else []
         if level.kld_reason and not level.error:
             found.append((f"{level.name}: no KL divergence, {level.kld_reason}", "warning"))
-        found += [(f"{level.name}: {sentence}", "info") for sentence in level.notes]
+    said: dict[str, list[str]] = {}
+    for level in comparison.levels:
+        for sentence in level.notes:
+            said.setdefault(sentence, []).append(level.name)
+    found += [(f"{', '.join(names)}: {sentence}", "info") for sentence, names in said.items()]
     return [(clean(text, 2000), tone) for text, tone in found]
 
 

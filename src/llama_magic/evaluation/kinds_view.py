@@ -51,7 +51,7 @@ def kinds_html(levels: Sequence[LevelResult]) -> Html:
         f'<thead><tr style="background:none"><th style="{name}">KLD</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-    title = heading("KL divergence by kind of text", "the darker, the further from the reference")
+    title = heading("KL divergence by kind of text", "the stronger the colour, the further from the reference")
     return Html(f"{title}{table}{note('▲ is the kind on which a level loses most.')}")
 
 

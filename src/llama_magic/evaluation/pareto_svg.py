@@ -22,17 +22,18 @@ _LETTER = 6.6  # width of a letter of a label
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """Colours: text and lines, the frontier, the ground behind labels."""
+    """Colours of text and lines, of the frontier, and of the ground behind labels; and the font."""
 
     text: str
     accent: str
     ground: str
+    font: str
 
 
 #: Follows JupyterLab's theme, with fallbacks for pages without one.
-NOTEBOOK = Theme("currentColor", "var(--jp-brand-color1,#1976d2)", "var(--jp-layout-color0,Canvas)")
+NOTEBOOK = Theme("currentColor", "var(--jp-brand-color1,#1976d2)", "var(--jp-layout-color0,Canvas)", "sans-serif")
 #: For files: dark on white.
-PAPER = Theme("#1a1a1a", "#1565c0", "#ffffff")
+PAPER = Theme("#1a1a1a", "#1565c0", "#ffffff", "DejaVu Sans, Liberation Sans, Arial, Helvetica, sans-serif")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,7 @@ def _tick(value: float, x: str) -> str:
 def _text(x: float, y: float, text: str, theme: Theme, anchor: str = "middle", more: str = "") -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{theme.text}" '
-        f'style="font:11px var(--jp-ui-font-family,system-ui),sans-serif" '
-        f'font-family="sans-serif" font-size="11"{more}>{escape(text)}</text>'
+        f'font-family="{theme.font}" font-size="11"{more}>{escape(text)}</text>'
     )
 
 
