@@ -9,7 +9,19 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import conversation, display, evaluation, imatrix, memory, metadata, overhead, samples, speed, startup
+from benchmarks import (
+    comparing,
+    conversation,
+    display,
+    evaluation,
+    imatrix,
+    memory,
+    metadata,
+    overhead,
+    samples,
+    speed,
+    startup,
+)
 from benchmarks.report import machine, write
 from benchmarks.rows import Row, failed
 from benchmarks.runner import ROOT, Setup
@@ -30,6 +42,7 @@ GROUPS: dict[str, Callable[[Setup], list[Row]]] = {
     "metadata": metadata.measure,
     "imatrix": imatrix.measure,
     "evaluation": evaluation.measure,
+    "compare": comparing.measure,
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Row", "at_least", "at_most", "failed", "info"]
+__all__ = ["Row", "at_least", "at_most", "between", "failed", "info"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,13 @@ def at_most(what: str, limit: float, rounds: Sequence[float], unit: str = "", no
     """Return a row whose median should be `limit` or less."""
     median = statistics.median(rounds)
     return Row(what, f"≤ {_bound(limit, unit)}", median, unit, tuple(rounds), median <= limit, note)
+
+
+def between(what: str, low: float, high: float, rounds: Sequence[float], unit: str = "", note: str = "") -> Row:
+    """Return a row whose median should lie within these limits."""
+    median = statistics.median(rounds)
+    target = f"{low:g} to {_bound(high, unit)}"
+    return Row(what, target, median, unit, tuple(rounds), low <= median <= high, note)
 
 
 def info(what: str, rounds: Sequence[float], unit: str = "", note: str = "") -> Row:
