@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from llama_magic.api.backends import devices, use_backend
     from llama_magic.api.bench import bench
     from llama_magic.api.build import build_backend, build_wheel
-    from llama_magic.api.convert import convert
     from llama_magic.api.choose import choose
     from llama_magic.api.compare import compare
+    from llama_magic.api.convert import convert
     from llama_magic.api.diverge import diverge
     from llama_magic.api.doctor import doctor
     from llama_magic.api.evaluate import kl_divergence, perplexity
@@ -163,8 +163,8 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
-    "AttachedHost",
     "Answer",
+    "AttachedHost",
     "Backend",
     "BackendError",
     "Backends",
@@ -198,8 +198,8 @@ __all__ = [
     "EngineProtocolError",
     "Estimate",
     "EvaluationProgress",
-    "Finding",
     "Figure",
+    "Finding",
     "FitReport",
     "ForcedToken",
     "ForcedTokens",
@@ -267,10 +267,10 @@ __all__ = [
     "build_backend",
     "build_wheel",
     "catalog",
-    "convert",
     "choose",
     "clear_levels",
     "compare",
+    "convert",
     "current_session",
     "delete",
     "devices",
