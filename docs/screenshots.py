@@ -35,7 +35,7 @@ PICTURES: dict[str, tuple[int, int, list[str], int]] = {
         1010,
         [
             "%load_ext llama_magic",
-            '%llama compare smollm2 Q8_0 Q4_1 Q4_0 Q2_K --prompt "What is photosynthesis?" -n 40 --chunks 8',
+            '%llama compare smollm2 Q8_0 Q4_1 Q4_0 Q2_K --prompt "What is photosynthesis?" -n 40 --chunks 6',
         ],
         1,
     ),
@@ -67,7 +67,7 @@ def _picture(browser: Browser, lab: Lab, name: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": height}, device_scale_factor=1.5)
     (lab.root / f"{name}.ipynb").write_text(json.dumps(new_notebook(cells)), encoding="utf-8")
     notebook = NotebookPage(context.new_page(), lab, f"{name}.ipynb").open()
-    notebook.run_all()
+    notebook.run_all(timeout=560)
     notebook.select(at)
     notebook.page.screenshot(path=target)
     notebook.close()
