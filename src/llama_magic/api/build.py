@@ -122,13 +122,12 @@ def _backends(name: str | Iterable[str]) -> list[KnownBackend]:
     words = [part for word in ([name] if isinstance(name, str) else name) for part in word.split(",") if part.strip()]
     if not words:
         raise InvalidRequestError("name a backend to build: blas, rpc, vulkan, cuda, …; %llama backends lists them all")
-    found = list(dict.fromkeys(find_backend(word) for word in words))
-    for backend in found:
-        if backend.name == "cpu":
-            raise InvalidRequestError(
-                "the CPU's backend is always there; %llama build cpu-variants tells about variants"
-            )
-    return found
+    if {word.strip().lower() for word in words} & {"cpu", "cpu-variants"}:
+        raise InvalidRequestError(
+            "the CPU's code is inside llama-cpp-python, compiled for the processor that built it; variants for others are "
+            "no modules here. For this processor: %llama build --wheel cpu"
+        )
+    return list(dict.fromkeys(find_backend(word) for word in words))
 
 
 def check_prerequisites(backend: KnownBackend, defines: Sequence[str] = ()) -> None:

@@ -203,7 +203,7 @@ class Engine:
         rows = placed
         if any(row.type == "accelerator" for row in rows):
             parts = None
-            if runtime.model.has_decoder:
+            if runtime.model.has_decoder and any(row.type == "cpu" and row.layers for row in rows):
                 runtime.solo()  # the context that cells use: its graph is planned now
                 parts = splits(self.log)
             if parts is None or parts[0] <= 1:
