@@ -124,7 +124,7 @@ def _backends(name: str | Iterable[str]) -> list[KnownBackend]:
         raise InvalidRequestError("name a backend to build: blas, rpc, vulkan, cuda, …; %llama backends lists them all")
     if {word.strip().lower() for word in words} & {"cpu", "cpu-variants"}:
         raise InvalidRequestError(
-            "the CPU's code is inside llama-cpp-python, compiled for the processor that built it; variants of it are no "
+            "the CPU's code is inside llama-cpp-python, compiled for the processor that built it; variants are no "
             "modules here. To compile it for this processor: %llama build --wheel cpu"
         )
     return list(dict.fromkeys(find_backend(word) for word in words))

@@ -48,7 +48,7 @@ def backends_html(found: Backends) -> str:
     build = f"llama.cpp {found.commit}, ggml {found.ggml_version}" if found.commit else ""
     return page(
         heading("Backends", build),
-        table(("backend", "state", "devices", "", "what to run"), rows),
+        table(("backend", "state", "devices", "about", "what to run"), rows),
         details(
             f"{len(special)} more for special hardware",
             table(("backend", ""), [(join(Html("<b>"), row.name, Html("</b>")), row.detail) for row in special]),
@@ -73,7 +73,7 @@ def backends_text(found: Backends) -> str:
     rows = [
         (row.name, _STATES[row.state][0], ", ".join(device.name for device in row.devices), _told(row)) for row in shown
     ]
-    lines = [text_table(("backend", "state", "devices", ""), rows)]
+    lines = [text_table(("backend", "state", "devices", "about"), rows)]
     if special:
         lines.append(f"For special hardware: {', '.join(row.name for row in special)}.")
     if rest:
@@ -110,7 +110,7 @@ def devices_html(found: Devices) -> str:
     ]
     return page(
         heading("Devices"),
-        table(("device", "type", "", "backend", "free", "memory"), rows, "llllrr"),
+        table(("device", "type", "about", "backend", "free", "memory"), rows, "llllrr"),
         note(_NOTE) if _any_accelerator(found) else "",
         *_problems(found.problems),
     )
@@ -122,7 +122,7 @@ def devices_text(found: Devices) -> str:
         (device.name, _TYPES.get(device.type, device.type), device.description, device.backend, *_memory(device))
         for device in found
     ]
-    lines = [text_table(("device", "type", "", "backend", "free", "memory"), rows, "llllrr")]
+    lines = [text_table(("device", "type", "about", "backend", "free", "memory"), rows, "llllrr")]
     if _any_accelerator(found):
         lines.append(_NOTE)
     lines += [f"! {problem.what}: {problem.reason}" for problem in found.problems]
