@@ -50,6 +50,7 @@ class BuildProgress:
 
     def read(self, line: str, seconds: float) -> bool:
         """Take a line, `seconds` after the compilers started; returns whether something changed."""
+        line = line.lstrip()  # pip indents what it passes on
         ninja, make = _NINJA.match(line), _MAKE.match(line)
         if ninja and int(ninja[2]):
             done, total, doing = int(ninja[1]), int(ninja[2]), ninja[3]

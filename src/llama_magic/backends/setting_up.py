@@ -9,7 +9,6 @@ from llama_magic.backends.setup import Problem, SetUpRequest
 from llama_magic.errors import LlamaMagicError
 from llama_magic.native import WorkerTools
 from llama_magic.native.registry import add_rpc_host, load_module, registered, unregister
-from llama_magic.progress import Progress
 
 __all__ = ["run"]
 
@@ -23,13 +22,11 @@ def run(request: SetUpRequest, tools: WorkerTools) -> tuple[Problem, ...]:
             if backend.name not in kept:
                 unregister(backend.name)
     for path in setup.modules:
-        tools.report(Progress("backend", None, path))
         try:
             load_module(path, tools.log)
         except LlamaMagicError as exc:
             problems.append(Problem(path, explain(str(exc))))
     for endpoint in setup.rpc:
-        tools.report(Progress("backend", None, endpoint))
         try:
             check_host(endpoint)
             add_rpc_host(endpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 __all__ = ["STOCK", "BackendSetup", "Problem", "SetUpRequest", "select", "selected"]
@@ -39,6 +40,15 @@ class BackendSetup:
         """True where nothing is to be done: the backends are those compiled in."""
         return self == STOCK
 
+    def steps(self) -> Iterator[tuple[str, BackendSetup]]:
+        """Return this setup in parts, each with a module or a host that it is about, or empty."""
+        if self.keep is not None:
+            yield "", BackendSetup(keep=self.keep)
+        for path in self.modules:
+            yield path, BackendSetup(modules=(path,))
+        for host in self.rpc:
+            yield host, BackendSetup(rpc=(host,))
+
 
 #: The backends compiled into llama.cpp, and nothing else.
 STOCK = BackendSetup()
@@ -54,10 +64,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class SetUpRequest:
-    """Set a fresh worker's backends up; the result is a tuple of `Problem`.
-
-    Before each module and host, a `Progress` names it as its message: so it is known which one a worker died of.
-    """
+    """Set a fresh worker's backends up; the result is a tuple of `Problem`."""
 
     setup: BackendSetup
 

@@ -209,25 +209,28 @@ class EngineClient:
         return Channel(self.start_worker(setup.environment), self.log, self._line.over)
 
     def _set_up(self, channel: Channel, setup: BackendSetup) -> Problem | None:
-        """Let a fresh worker load its backends; returns what it died of."""
-        pending = PendingRequest(self, 0, channel)
-        request: Any = SetUpRequest(setup)
-        channel.submit(pending, request)
-        at, deadline = "", time.monotonic() + _SET_UP_S
-        try:
-            while (event := pending.next_event(deadline)) is not None:
-                if isinstance(event, Progress):
-                    at, deadline = event.message, time.monotonic() + _SET_UP_S
-                elif isinstance(event, (Result, Error)):
-                    self.problems = end_of(event)
-                    return None
-        except EngineCrashed as exc:
-            if exc.exit_code == -getattr(signal, "SIGBUS", 0):  # the file ends before what its header promises
-                return Problem(at, "the file is damaged or cut off")
-            return Problem(at, f"loading it ended the worker: {exc.cause}")
-        finally:
-            pending.done()
-        return Problem(at, f"loading it was not done after {_SET_UP_S:.0f} seconds")
+        """Let a fresh worker load its backends, one request for each, so that it is known which one it died of."""
+        problems: tuple[Problem, ...] = ()
+        for what, step in setup.steps():
+            pending = PendingRequest(self, 0, channel)
+            request: Any = SetUpRequest(step)
+            channel.submit(pending, request)
+            deadline = time.monotonic() + _SET_UP_S
+            event: Any = None
+            try:
+                while not isinstance(event, (Result, Error)):
+                    event = pending.next_event(deadline)
+                    if event is None:
+                        return Problem(what, f"loading it was not done after {_SET_UP_S:.0f} seconds")
+                problems += end_of(event)
+            except EngineCrashed as exc:
+                if exc.exit_code == -getattr(signal, "SIGBUS", 0):  # the file ends before what its header promises
+                    return Problem(what, "the file is damaged or cut off")
+                return Problem(what, f"loading it ended the worker: {exc.cause}")
+            finally:
+                pending.done()
+        self.problems = problems
+        return None
 
     def close(self) -> None:
         """End the worker; the next request starts another. What waits in line is given up."""
