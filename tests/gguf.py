@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Tensor", "without_chat_template", "write_gguf", "write_split"]
+import numpy as np
+
+__all__ = ["Tensor", "read_gguf", "without_chat_template", "write_gguf", "write_split"]
 
 Tensor = tuple[str, tuple[int, ...], int, bytes]
 
@@ -18,6 +20,8 @@ def _string(text: str) -> bytes:
 
 
 def _value(value: Any) -> bytes:
+    if isinstance(value, (np.uint16, np.int32)):
+        return struct.pack("<IH", 2, value) if isinstance(value, np.uint16) else struct.pack("<Ii", 5, value)
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):
@@ -48,6 +52,19 @@ def write_gguf(path: Path, values: Mapping[str, Any], tensors: Sequence[Tensor] 
     head += b"\0" * (-len(head) % 32)
     path.write_bytes(head + data)
     return path
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], list[Tensor]]:
+    """Return the values and tensors of a file, read by the gguf package."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    values = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    tensors = [
+        (tensor.name, tuple(int(length) for length in tensor.shape), int(tensor.tensor_type), tensor.data.tobytes())
+        for tensor in reader.tensors
+    ]
+    return values, tensors
 
 
 def write_split(folder: Path, count: int) -> list[Path]:
