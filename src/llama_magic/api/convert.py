@@ -291,7 +291,7 @@ def _find(ref: str) -> Path | HubReference:
     word = expand_alias(ref.strip())
     path = Path(word).expanduser()
     if not word.startswith("hf:") and path.is_dir():
-        return path.resolve()
+        return Path(os.path.abspath(path))  # noqa: PTH100 - a link's own name is the model's
     if word.lower() == DEFAULT_MODEL or path.is_file():
         raise InvalidRequestError(_no_checkpoint(word, path))
     hub = parse_hub(word)
