@@ -10,6 +10,7 @@ from typing import Any, overload
 from llama_magic.api.library import locate
 from llama_magic.engine.client import get_client
 from llama_magic.engine.jobs import run_job
+from llama_magic.engine.spare import prepare_spare
 from llama_magic.errors import InvalidRequestError, JobInterrupted, ModelNotFoundError
 from llama_magic.models.gguf import read_metadata
 from llama_magic.models.metadata import ModelMetadata
@@ -89,6 +90,7 @@ def plan(
     metadata = read_metadata(source)
     checked = _options(metadata, imatrix, allow_requantize=True, **options)
     request: Any = PlanRequest(source, _names(ftype), checked)  # a job, but too short for a worker of its own
+    prepare_spare()  # what was planned is often done next
     found = get_client().request(request, progress)
     return QuantizePlans(found) if not isinstance(ftype, str) else found[0]
 

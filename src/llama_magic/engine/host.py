@@ -9,12 +9,16 @@ import signal
 import threading
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llama_magic.engine.engine import Engine
+from llama_magic.engine.job_engine import JobEngine
+from llama_magic.engine.jobs import RUNNERS
 from llama_magic.engine.protocol import Cancel, Envelope, Error, Event, Request, Result
 from llama_magic.errors import GenerationInterrupted, LlamaMagicError, OutOfMemoryError
 from llama_magic.inference.pacing import Source, Take
+
+if TYPE_CHECKING:
+    from llama_magic.engine.engine import Engine
 
 __all__ = ["serve"]
 
@@ -32,7 +36,7 @@ class _Host:
         self._state_lock = threading.Lock()
         self._current = -1
         self._cancelled: set[int] = set()
-        self._engine = Engine(self._emit, self)
+        self._engine: Engine | JobEngine | None = None
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="llama-magic-reader", daemon=True).start()
@@ -41,18 +45,31 @@ class _Host:
             number, request = self._requests.get()
             with self._state_lock:
                 self._current = number
-                self._engine.ready()
-                if number in self._cancelled:
-                    self._engine.cancel()
-            end = self._answer(request)
+            end = self._answer(number, request)
             with self._state_lock:
                 self._current = -1
                 self._cancelled.discard(number)
             self._outbox.put((number, end))
 
-    def _answer(self, request: Request) -> Event:
+    def _engine_for(self, request: Request) -> Engine | JobEngine:
+        """Return what answers a request. A job that is all a worker does needs none of what models need."""
+        if isinstance(self._engine, JobEngine) and type(request).__name__ in RUNNERS:
+            return self._engine
+        if self._engine is None and type(request).__name__ in RUNNERS:
+            return JobEngine(self._emit)
+        from llama_magic.engine.engine import Engine
+
+        return self._engine if isinstance(self._engine, Engine) else Engine(self._emit, self)
+
+    def _answer(self, number: int, request: Request) -> Event:
         try:
-            return Result(self._engine.answer(request))
+            engine = self._engine_for(request)
+            with self._state_lock:
+                self._engine = engine
+                engine.ready()
+                if number in self._cancelled:
+                    engine.cancel()
+            return Result(engine.answer(request))
         except (LlamaMagicError, GenerationInterrupted) as exc:
             return Error(exc)
         except MemoryError:
@@ -107,10 +124,9 @@ class _Host:
 
     def _cancel(self, number: int) -> None:
         with self._state_lock:
-            if number == self._current:
+            self._cancelled.add(number)
+            if number == self._current and self._engine is not None:
                 self._engine.cancel()
-            else:
-                self._cancelled.add(number)
 
 
 def _portable(exc: Exception) -> Exception:

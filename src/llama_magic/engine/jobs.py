@@ -10,12 +10,15 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_magic.backends.setup import STOCK, BackendSetup, selected
-from llama_magic.engine.client import Client, EngineClient
+from llama_magic.engine.spare import prepare_spare, take_spare
 from llama_magic.errors import GenerationInterrupted, JobInterrupted
 from llama_magic.progress import Report
+
+if TYPE_CHECKING:  # a worker reads this module, too, and needs no client
+    from llama_magic.engine.client import Client
 
 __all__ = ["RUNNERS", "job_client", "run_job", "runner_of", "set_job_client"]
 
@@ -74,7 +77,10 @@ def job_client(setup: BackendSetup | None = None) -> Client:
     """Return a client with a worker of its own, for jobs that are several requests. Close it."""
     if _make_client is not None:
         return _make_client()
-    return EngineClient(selected() if setup is None else setup)
+    from llama_magic.engine.client import EngineClient
+
+    chosen = selected() if setup is None else setup
+    return (take_spare() if chosen.is_stock else None) or EngineClient(chosen)
 
 
 def run_job(
@@ -113,6 +119,7 @@ def run_job(
         raise JobInterrupted(stopped.result) from None
     finally:
         client.close()
+        prepare_spare()
         for path in partial:
             with contextlib.suppress(OSError):
                 Path(path).unlink(missing_ok=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from llama_cpp.llama_grammar import json_schema_to_gbnf
-
 from llama_magic.errors import SchemaError
 
 __all__ = ["grammar_from_schema"]
@@ -17,6 +15,8 @@ def grammar_from_schema(schema: str) -> str:
     SchemaError
         The converter does not take it, with its reason.
     """
+    from llama_cpp.llama_grammar import json_schema_to_gbnf  # with the whole package, which takes a while
+
     try:
         return str(json_schema_to_gbnf(schema))
     except Exception as exc:

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import importlib.metadata
+import importlib.util
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-from llama_cpp import llama_cpp as _bindings
-
 __all__ = ["LibraryInfo", "dll", "initialize", "lib", "library_info", "state_version"]
 
+
+def _low_level() -> Any:
+    """Import llama_cpp's low-level module without the rest of the package, of which nothing is needed.
+
+    The package's own ``__init__`` brings its high-level interface with jinja2 and more, which would be a third of a
+    worker's start. Who imports the package later gets it whole.
+    """
+    name = "llama_cpp.llama_cpp"
+    spec = None if "llama_cpp" in sys.modules else importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        return importlib.import_module(name)
+    sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module(name)
+    finally:
+        del sys.modules["llama_cpp"]
+
+
 #: llama_cpp's low-level module. Its functions have the C names and types.
-lib: Any = _bindings
+lib: Any = _low_level()
 
 #: The shared library itself. ggml's functions are reached through it: llama_cpp's own
 #: ``_ggml`` handle opens a second copy with a separate device registry.
-dll: Any = _bindings._lib
+dll: Any = lib._lib
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,22 @@ __all__ = ["load_ipython_extension", "unload_ipython_extension"]
 
 def load_ipython_extension(shell: Any) -> None:
     """Register `%llama` and `%%llama`; what ``%load_ext llama_magic`` calls."""
+    from llama_magic.api.workers import keep_spare
     from llama_magic.notebook.complete import install
     from llama_magic.notebook.magics import LlamaMagic
 
     unload_ipython_extension(shell)
     shell.register_magics(LlamaMagic)
     install(shell)
+    keep_spare(True)
 
 
 def unload_ipython_extension(shell: Any) -> None:
     """Take the magics away again; what ``%unload_ext llama_magic`` calls."""
+    from llama_magic.api.workers import keep_spare
     from llama_magic.notebook.complete import uninstall
 
+    keep_spare(False)
     uninstall(shell)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("llama", None)

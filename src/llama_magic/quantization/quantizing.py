@@ -19,7 +19,6 @@ from llama_magic.native.tools import WorkerTools
 from llama_magic.progress import Progress, Report
 from llama_magic.quantization.failures import disk_failure, failure, refused_requantizing
 from llama_magic.quantization.ftypes import COPY, is_float
-from llama_magic.quantization.origin import made_from
 from llama_magic.quantization.plan import planned, requantized
 from llama_magic.quantization.requests import QuantizeJob, QuantizeRequest, part_paths
 from llama_magic.quantization.results import QuantizeResult, TensorChoice
@@ -75,6 +74,8 @@ def _check_source(
             again = requantized(planned(metadata, job.ftype, prepared, request.options, tools).tensors)
         if again is None:
             continue
+        from llama_magic.quantization.origin import made_from
+
         better = next((path for path in request.better if not made_from(read_metadata(path), metadata)), None)
         if not request.options.allow_requantize:
             raise refused_requantizing(metadata.ftype, job.ftype, better)

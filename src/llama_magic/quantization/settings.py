@@ -6,23 +6,23 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from llama_magic.backends.host import default_threads
 from llama_magic.errors import InvalidRequestError
 from llama_magic.models.metadata import TENSOR_TYPES, ModelMetadata
 from llama_magic.native.quantize import KvOverride, QuantizeSettings, TensorLog
 from llama_magic.quantization.ftypes import COPY, find_ftype, tensor_type_number
-from llama_magic.quantization.imatrix_file import ImportanceMatrix, read_imatrix
 from llama_magic.quantization.requests import QuantizeOptions
 from llama_magic.quantization.results import TensorChoice
 
-__all__ = ["Prepared", "choices", "prepare", "size_notes"]
+if TYPE_CHECKING:  # numpy takes as long to import as a small model to quantize
+    import numpy as np
+    import numpy.typing as npt
 
-Values = npt.NDArray[np.float32]
+    from llama_magic.quantization.imatrix_file import ImportanceMatrix
+
+__all__ = ["Prepared", "choices", "prepare", "size_notes"]
 
 _SIZES = {name: (block, width) for name, block, width in TENSOR_TYPES.values()}
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -61,11 +61,13 @@ def prepare(options: QuantizeOptions, metadata: ModelMetadata) -> Prepared:
         The matrix is of another model, or a type can not hold the rows of its tensor.
     """
     _check_types(options, metadata)
-    importance: dict[str, Values] = {}
+    importance: dict[str, npt.NDArray[np.float32]] = {}
     overrides = [KvOverride(*override) for override in options.override_kv]
     provenance: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     if options.imatrix is not None:
+        from llama_magic.quantization.imatrix_file import read_imatrix
+
         matrix = read_imatrix(options.imatrix)
         notes = _check_matrix(matrix, metadata, options.imatrix_name)
         importance = {name: entry.importance() for name, entry in matrix.entries.items()}

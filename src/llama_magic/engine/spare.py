@@ -1,0 +1,79 @@
+"""A worker that waits for the next job, so that a short job is not mostly the start of its worker.
+
+Off unless somebody asks for it, as the notebook does: a script that quantizes once has no use for it. It is started
+when a job is likely to come (after a plan, after another job), does nothing until then, and ends after some minutes.
+A job gets it only in the environment that it was started in: what a notebook sets in between has to hold.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_magic.engine.client import EngineClient
+
+__all__ = ["IDLE_S", "keep_spare", "prepare_spare", "take_spare"]
+
+#: Seconds after which a spare worker that nobody needed is ended.
+IDLE_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    client: EngineClient
+    environment: dict[str, str]
+    owner: int
+    timer: threading.Timer
+
+
+_lock = threading.Lock()
+_wanted = False
+_waiting: list[_Spare] = []
+
+
+def keep_spare(wanted: bool) -> None:
+    """Say whether there shall be a spare worker from now on; False ends the one there is."""
+    global _wanted  # noqa: PLW0603 - one for each process
+    _wanted = wanted
+    if not wanted:
+        _drop()
+
+
+def prepare_spare() -> None:
+    """Start a spare worker where one is wanted and none waits. That takes milliseconds: nobody waits for its start."""
+    with _lock:
+        if not _wanted or _waiting:
+            return
+        from llama_magic.engine.client import EngineClient
+
+        client = EngineClient()
+        client.restart()
+        timer = threading.Timer(IDLE_S, _drop)
+        timer.daemon = True
+        timer.start()
+        _waiting.append(_Spare(client, dict(os.environ), os.getpid(), timer))
+
+
+def take_spare() -> EngineClient | None:
+    """Return a client whose worker is started already, None where there is none that fits. The caller closes it."""
+    with _lock:
+        spare = _waiting.pop() if _waiting else None
+    if spare is None or spare.owner != os.getpid():
+        return None
+    spare.timer.cancel()
+    if spare.client.alive and spare.environment == dict(os.environ):
+        return spare.client
+    spare.client.close()
+    return None
+
+
+def _drop() -> None:
+    with _lock:
+        gone, _waiting[:] = _waiting[:], []
+    for spare in gone:
+        if spare.owner == os.getpid():
+            spare.timer.cancel()
+            spare.client.close()
