@@ -138,7 +138,7 @@ def _memory(setup: Setup, source: Path) -> Row:
     more = (ours.bytes - theirs.bytes) / 1e6
     note = f"{ours.bytes / 1e6:.0f} MB, llama-quantize {theirs.bytes / 1e6:.0f} MB"
     return at_most(
-        f"quantize to {_LARGE}, peak resident memory of the worker − llama-quantize's", 60, [more], "MB", note
+        f"quantize to {_LARGE}, peak resident memory of the worker beyond llama-quantize's", 60, [more], "MB", note
     )
 
 
