@@ -26,14 +26,13 @@ from llama_magic.models.references import (
 from llama_magic.progress import Report
 from llama_magic.quantization.checkpoint import base_of, index_names, kind_of, read_config
 from llama_magic.quantization.convert import (
-    OUTTYPES,
     CheckRequest,
     Converted,
     ConvertRequest,
     ConvertResult,
     check_outtype,
 )
-from llama_magic.quantization.ftypes import find_ftype
+from llama_magic.quantization.ftypes import OUTTYPES, find_ftype
 from llama_magic.quantization.results import QuantizeResult
 from llama_magic.quantization.sources import remove_stale, temporary_name
 from llama_magic.suggest import did_you_mean

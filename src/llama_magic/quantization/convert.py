@@ -9,13 +9,11 @@ from typing import Any
 
 from llama_magic.errors import InvalidRequestError
 from llama_magic.quantization import convert_view
+from llama_magic.quantization.ftypes import OUTTYPES
 from llama_magic.quantization.results import QuantizeResult
 from llama_magic.suggest import did_you_mean
 
-__all__ = ["OUTTYPES", "CheckRequest", "ConvertRequest", "ConvertResult", "Converted", "check_outtype"]
-
-#: Types that the converter writes.
-OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+__all__ = ["CheckRequest", "ConvertRequest", "ConvertResult", "Converted", "check_outtype"]
 
 
 def check_outtype(name: str) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "ALIASES",
     "COPY",
     "FTYPES",
+    "OUTTYPES",
     "QUANTIZABLE",
     "Ftype",
     "FtypeTable",
@@ -39,6 +40,9 @@ __all__ = [
 
 #: Name under which tensors are only copied, as in llama-quantize.
 COPY = "COPY"
+
+#: Types that llama.cpp's converter writes.
+OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 #: Further names that llama-quantize takes.
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}

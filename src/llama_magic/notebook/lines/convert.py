@@ -5,7 +5,7 @@ from __future__ import annotations
 from llama_magic.notebook.converters import identifier, integer
 from llama_magic.notebook.flags import own_flag, own_switch
 from llama_magic.notebook.parsers import Parser
-from llama_magic.quantization.convert import OUTTYPES
+from llama_magic.quantization.ftypes import OUTTYPES
 
 __all__ = ["PARSERS"]
 
