@@ -168,6 +168,24 @@ def test_a_host_serves_one_process_at_a_time(modules: BuildResult, tmp_path: Pat
         other.close()
 
 
+def test_jobs_share_the_host(modules: BuildResult, tmp_path: Path) -> None:
+    """What asks about a model is asked where the connection is; what needs a worker of its own gets the host."""
+    server = rpc_serve()
+    tiny = tmp_path / "tiny.gguf"
+    tiny_llama(tiny)
+    session = Session()
+    session.load(str(tiny), {"n_ctx": 64})
+    reloading(session, lambda: rpc_add(server.endpoint))
+    pid = get_client().pid
+    report = lm.fit(str(tiny), n_ctx=64)
+    assert [device.name for device in report.devices] == ["CPU", "RPC0"]
+    assert get_client().pid == pid
+    matrix = lm.imatrix(str(tiny), "a quick brown fox " * 40, out=tmp_path / "m.gguf", n_ctx=64)
+    assert matrix.is_file()
+    assert session.loaded() == ()
+    assert say(session).receipt.place == "RPC0"  # type: ignore[union-attr]
+
+
 def test_a_port_in_use_is_told(modules: BuildResult) -> None:
     server = rpc_serve()
     with pytest.raises(RpcHostError, match=r"can not listen at .*; --port names another"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from llama_magic.api.backends import setup_of
 from llama_magic.api.library import locate
 from llama_magic.api.texts import TextLike, text_part
 from llama_magic.engine.jobs import run_job
@@ -87,7 +88,7 @@ def diverge_specs(
     given = None if text is None else read_text(text_part(text))
     request = DivergeRequest(base, tuple(models), prompt, given, **settings)
     try:
-        found: Divergence = run_job(request, progress)
+        found: Divergence = run_job(request, progress, setup=setup_of(base.options))
     except JobInterrupted as stopped:
         if isinstance(stopped.result, Divergence):
             raise JobInterrupted(stopped.result, "it was done already: the result is whole.") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, overload
 
+from llama_magic.api.backends import setup_of
 from llama_magic.api.library import locate
 from llama_magic.api.texts import TextLike, text_part
 from llama_magic.engine.jobs import run_job
@@ -170,7 +171,7 @@ def evaluate(request: EvaluateRequest, progress: Report | None = None) -> Evalua
     JobInterrupted
         It was stopped; the `Evaluation` of what was read is its `result`.
     """
-    found: Evaluation = run_job(request, progress)
+    found: Evaluation = run_job(request, progress, setup=setup_of(request.models[0].options))
     return found
 
 

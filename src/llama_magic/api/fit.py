@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from llama_magic.api.backends import setup_of
 from llama_magic.api.library import locate
-from llama_magic.engine.client import get_client
+from llama_magic.backends.setup import selected
+from llama_magic.engine.client import client_for, get_client
 from llama_magic.engine.jobs import run_job
 from llama_magic.engine.protocol import StatusRequest
 from llama_magic.models.fit import FitReport, FitRequest
@@ -59,7 +61,12 @@ def fit_options(ref: str, options: LoadOptions, progress: Report | None = None, 
         ref, metadata.path, options, metadata, local, sum(info.memory for info in held),
         _measured.get(options.n_threads),
     )  # fmt: skip
-    report: FitReport = run_job(request, progress)
+    setup = setup_of(options)
+    if (setup or selected()).rpc and client_for(setup).alive:
+        job: Any = request  # an RPC host serves one process at a time, and this one has it
+        report: FitReport = client_for(setup).request(job, progress)
+    else:
+        report = run_job(request, progress, setup=setup)
     _measured[options.n_threads] = report.bandwidth
     return report
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llama_magic.api.backends import setup_of
 from llama_magic.api.files import check_writable
 from llama_magic.api.library import locate
 from llama_magic.api.texts import TextLike, text_part
@@ -150,7 +151,7 @@ def collect_imatrix(
         **settings,
     )
     try:
-        result = run_job(request, progress, partial=temporary_paths(request))
+        result = run_job(request, progress, partial=temporary_paths(request), setup=setup_of(options))
     except JobInterrupted as stopped:
         result = stopped.result
         if isinstance(result, ImatrixResult):

@@ -25,7 +25,16 @@ from llama_magic.engine.stream import CANCEL_S, GenerationStream, PendingRequest
 from llama_magic.errors import BackendError, EngineCrashed, GenerationInterrupted
 from llama_magic.inference.results import Completion
 
-__all__ = ["Client", "EngineClient", "client_for", "get_client", "live_clients", "set_client", "wait_for"]
+__all__ = [
+    "Client",
+    "EngineClient",
+    "client_for",
+    "get_client",
+    "live_clients",
+    "release_hosts",
+    "set_client",
+    "wait_for",
+]
 
 _LOG_LINES = 200
 #: Seconds that loading a backend module may take: drivers compile kernels then.
@@ -349,6 +358,13 @@ def client_for(setup: BackendSetup | None) -> Client:
 def live_clients() -> tuple[Client, ...]:
     """Return the clients whose workers run, the session's first."""
     return tuple(client for client in (get_client(), *_others.values()) if client.alive)
+
+
+def release_hosts(setup: BackendSetup) -> None:
+    """End the workers that use RPC hosts of a setup: a host serves one process at a time."""
+    for client in live_clients():
+        if isinstance(client, EngineClient) and set(client.setup.rpc) & set(setup.rpc):
+            client.close()
 
 
 def set_client(client: Client | None) -> None:

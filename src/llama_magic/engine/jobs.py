@@ -77,9 +77,11 @@ def job_client(setup: BackendSetup | None = None) -> Client:
     """Return a client with a worker of its own, for jobs that are several requests. Close it."""
     if _make_client is not None:
         return _make_client()
-    from llama_magic.engine.client import EngineClient
+    from llama_magic.engine.client import EngineClient, release_hosts
 
     chosen = selected() if setup is None else setup
+    if chosen.rpc:
+        release_hosts(chosen)
     return (take_spare() if chosen.is_stock else None) or EngineClient(chosen)
 
 
