@@ -104,7 +104,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[ImatrixRequest]:
     """What would be sent to a worker."""
     requests: list[ImatrixRequest] = []
 
-    def run_job(made: ImatrixRequest, _progress: object = None, *, partial: object = ()) -> ImatrixResult:
+    def run_job(
+        made: ImatrixRequest, _progress: object = None, *, partial: object = (), setup: object = None
+    ) -> ImatrixResult:
         assert partial
         requests.append(made)
         return RESULT
