@@ -97,6 +97,7 @@ if TYPE_CHECKING:
         Unfinished,
     )
     from llama_magic.models.options import DeviceUse, LoadOptions, ModelInfo
+    from llama_magic.notebook.panel import panel
     from llama_magic.quantization.convert import ConvertResult
     from llama_magic.quantization.ftypes import Ftype, FtypeTable
     from llama_magic.quantization.imatrix import ImatrixResult
@@ -155,6 +156,7 @@ _HOMES = {
     "llama_magic.models.fit": "DeviceFit FitReport QuantizationFit",
     "llama_magic.models.library": ("Catalogue CatalogueEntry ModelList SearchHit SearchResults StoredModel Unfinished"),
     "llama_magic.models.options": "DeviceUse LoadOptions ModelInfo",
+    "llama_magic.notebook.panel": "panel",
     "llama_magic.quantization.convert": "ConvertResult",
     "llama_magic.quantization.ftypes": "Ftype FtypeTable",
     "llama_magic.quantization.imatrix": "ImatrixResult",
@@ -285,6 +287,7 @@ __all__ = [
     "load",
     "microscope",
     "models",
+    "panel",
     "perplexity",
     "plan",
     "quantize",

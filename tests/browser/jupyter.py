@@ -44,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SHOTS = Path(__file__).parent / "shots"
 
 

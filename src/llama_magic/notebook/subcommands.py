@@ -13,6 +13,7 @@ from llama_magic.notebook.lines import (
     library,
     measure,
     models,
+    panel,
     quantize,
     session,
 )
@@ -47,5 +48,6 @@ SUBCOMMANDS: dict[str, Parser] = {
         *doctor.PARSERS,
         *evaluate.PARSERS,
         *compare.PARSERS,
+        *panel.PARSERS,
     )
 }

@@ -1,0 +1,169 @@
+// The frame: head, tabs, banners, and the sections.
+
+import { h, button, fill, iconButton } from "./dom.js";
+import { Store } from "./store.js";
+import { modelSection } from "./model.js";
+import { chatSection } from "./chat.js";
+import { quantizeSection } from "./quantize.js";
+import { hardwareSection } from "./hardware.js";
+
+export { Store };
+
+const SECTIONS = [
+  ["model", "Model", modelSection],
+  ["chat", "Chat", chatSection],
+  ["quantize", "Quantize", quantizeSection],
+  ["hardware", "Hardware", hardwareSection],
+];
+
+export function mount(el, store) {
+  const scope = [];
+  store.scope = scope;
+  const root = h("section", { class: "llama-panel", "aria-label": "llama_magic panel" });
+  const tabs = h("div", { class: "lm-tabs", role: "tablist", "aria-label": "Sections" });
+  const bodies = h("div", { class: "lm-bodies" });
+  const shown = new Map();
+  const scopes = [];
+
+  function open(name, focus = false) {
+    for (const tab of tabs.children) {
+      const mine = tab.dataset.section === name;
+      tab.setAttribute("aria-selected", mine ? "true" : "false");
+      tab.tabIndex = mine ? 0 : -1;
+      if (mine && focus) tab.focus();
+    }
+    if (!shown.has(name)) {
+      const [, label, make] = SECTIONS.find(([each]) => each === name);
+      const body = h("div", { class: `lm-body lm-${name}`, role: "tabpanel", "aria-label": label });
+      store.scope = scope;
+      const made = make(store, { open });
+      store.scope = null;
+      body.append(made.node);
+      bodies.append(body);
+      shown.set(name, { body, made });
+    }
+    for (const [other, { body, made }] of shown) {
+      const visible = other === name;
+      if (body.hidden === visible) made.visible?.(visible);
+      body.hidden = !visible;
+    }
+    shown.get(name).made.visible?.(true);
+  }
+
+  for (const [name, label] of SECTIONS) {
+    const tab = h("button", { type: "button", role: "tab", class: "lm-tab", onclick: () => open(name) }, label);
+    tab.dataset.section = name;
+    tabs.append(tab);
+  }
+  tabs.addEventListener("keydown", (event) => {
+    const list = [...tabs.children];
+    const at = list.findIndex((tab) => tab.getAttribute("aria-selected") === "true");
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: list.length - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    event.stopPropagation();
+    open(list[(to + list.length) % list.length].dataset.section, true);
+  });
+
+  root.append(head(store), tabs, banners(store), bodies);
+  // Keys pressed in the panel are the panel's: JupyterLab's one-letter commands must not see them.
+  root.addEventListener("keydown", (event) => {
+    if (!(event.ctrlKey || event.metaKey) && event.key !== "Escape") event.stopPropagation();
+  });
+  el.classList.add("llama-panel-host");
+  el.append(root);
+  hidePage(el);
+  store.scope = null;
+  open(store.state.open ?? "model");
+  const seen = watchVisibility(root, (visible) => {
+    store.act("app.visible", { visible });
+    for (const { body, made } of shown.values()) if (!body.hidden) made.visible?.(visible);
+  });
+  return () => {
+    seen();
+    for (const { made } of shown.values()) made.visible?.(false);
+    for (const end of scope.splice(0)) end();
+    scopes.length = 0;
+  };
+}
+
+function head(store) {
+  const chip = h("div", { class: "lm-chip", role: "status" });
+  store.on("model", (model) => {
+    const current = model.current;
+    fill(
+      chip,
+      h("span", { class: `lm-dot ${current ? "on" : ""}` }),
+      current
+        ? [h("b", {}, current.name), h("span", { class: "lm-muted" }, `${current.ftype} · ${current.devices} · ${current.memory}`)]
+        : h("span", { class: "lm-muted" }, "no model loaded"),
+    );
+  });
+  return h("header", { class: "lm-head" }, h("div", { class: "lm-brand" }, h("span", { class: "lm-mark", "aria-hidden": "true" }, "🦙"), "llama_magic"), chip);
+}
+
+function banners(store) {
+  const root = h("div", { class: "lm-banners", role: "status", "aria-live": "polite" });
+  const draw = () => {
+    const bug = store.get("app").bug;
+    fill(
+      root,
+      store.live
+        ? null
+        : h("div", { class: "lm-banner warn" }, "The kernel was restarted or is gone. Run the cell again to open a new panel."),
+      store.live && store.waiting > 0
+        ? h("div", { class: "lm-banner busy" }, h("span", { class: "lm-spinner", "aria-hidden": "true" }), "A cell is running. What you do here is done when it ends; ■ in the notebook stops it.")
+        : null,
+      bug
+        ? h("div", { class: "lm-banner warn" }, h("div", { class: "lm-grow" }, bug.text, h("details", {}, h("summary", {}, "details for a report"), h("pre", {}, bug.detail))), iconButton("close", "Dismiss", () => store.act("app.forgive")))
+        : null,
+    );
+  };
+  store.on("app", draw);
+  store.when("connection", draw);
+  return root;
+}
+
+// The page for a saved notebook lies above the live view, in the same cell: one of them is enough.
+function hidePage(el) {
+  const hide = (tries) => {
+    const area = el.closest(".jp-OutputArea, .output, .lm-Widget.jp-LinkedOutputView");
+    const page = area?.querySelector(".llama-panel-page");
+    const output = page?.closest(".jp-OutputArea-child, .output_area") ?? page;
+    if (output) output.style.display = "none";
+    else if (tries > 0) setTimeout(() => hide(tries - 1), 100);
+    if (area && !area.dataset.llamaPanel) {
+      area.dataset.llamaPanel = "1";
+      // It is drawn again when it changes.
+      new MutationObserver(() => {
+        const again = area.querySelector(".llama-panel-page");
+        const child = again?.closest(".jp-OutputArea-child, .output_area") ?? again;
+        if (child && child.style.display !== "none" && area.querySelector(".llama-panel")) child.style.display = "none";
+      }).observe(area, { childList: true, subtree: true });
+    }
+  };
+  hide(20);
+}
+
+function watchVisibility(node, tell) {
+  let last = null;
+  const say = (visible) => {
+    if (visible !== last) {
+      last = visible;
+      tell(visible);
+    }
+  };
+  let inView = true;
+  const observer = new IntersectionObserver((entries) => {
+    inView = entries.at(-1).isIntersecting;
+    say(inView && !document.hidden);
+  });
+  const page = () => say(inView && !document.hidden);
+  observer.observe(node);
+  document.addEventListener("visibilitychange", page);
+  return () => {
+    observer.disconnect();
+    document.removeEventListener("visibilitychange", page);
+    say(false);
+  };
+}

@@ -1,0 +1,103 @@
+"""A panel in a notebook: what is displayed, kept up to date for saving, and closed."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from llama_magic.notebook.panel.static_page import static_page
+
+if TYPE_CHECKING:
+    from llama_magic.notebook.panel.workbench import Workbench
+
+__all__ = ["Panel"]
+
+#: Seconds after a change until the page for a saved notebook is made again.
+_CALM_S = 1.5
+#: Parts of the state whose changes a saved notebook shows.
+_SAVED = {"model", "chat", "quantize"}
+
+_NUMBERS = itertools.count(1)
+
+_ELSEWHERE = (
+    "<p>To use the panel, run this cell in JupyterLab 4 or Notebook 7 with ipywidgets and anywidget installed where "
+    "Jupyter runs: <code>pip install ipywidgets anywidget</code>.</p>"
+)
+
+
+class Panel:
+    """A workbench of widgets over the session that the magics use. `close` ends it, and what was started from it.
+
+    Parameters
+    ----------
+    bench
+        The state it shows.
+    section
+        The part to open.
+    plain
+        Use plain ipywidgets, without a script of its own.
+    """
+
+    def __init__(self, bench: Workbench, section: str = "model", *, plain: bool = False) -> None:
+        self._bench = bench
+        self._id = f"panel-{next(_NUMBERS)}"
+        self._page_id = uuid.uuid4().hex
+        self._timer: threading.Timer | None = None
+        self._shown = False
+        self.widget: Any
+        self._root: Any
+        if plain:
+            from llama_magic.notebook.panel.plain import PlainPanel
+
+            self.widget = PlainPanel(bench, self._id)
+            self._root = self.widget.root
+        else:
+            from llama_magic.notebook.panel.widget import PanelWidget, root_of
+
+            self.widget = PanelWidget(bench, self._id, section)
+            self._root = root_of(self.widget)
+        bench.listeners.append(self._changed)
+
+    def __repr__(self) -> str:
+        return f"Panel({self._id!r})"
+
+    def _ipython_display_(self) -> None:
+        from IPython.core.display_functions import display
+
+        # The first output is the page for a saved notebook, which the live view hides; the second is the view.
+        display({"text/html": self._page(), "text/plain": "llama_magic panel"}, raw=True, display_id=self._page_id)
+        self._shown = True
+        view = self._root._repr_mimebundle_()
+        data = dict(view[0] if isinstance(view, tuple) else view)
+        display({**data, "text/html": _ELSEWHERE, "text/plain": "llama_magic panel"}, raw=True)
+
+    def close(self) -> None:
+        """Close the panel, and stop what was started from it; models stay loaded."""
+        if self._changed in self._bench.listeners:
+            self._bench.listeners.remove(self._changed)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.widget.close()
+        self._root.close()
+
+    def _page(self) -> str:
+        page = static_page(self._bench.call(self._bench.snapshot))
+        return f'<div class="llama-panel-page">{page}</div>'
+
+    def _changed(self, section: str) -> None:
+        """Make the page again when changes have come to rest."""
+        if section not in _SAVED or not self._shown or (self._timer is not None and self._timer.is_alive()):
+            return
+        self._timer = threading.Timer(_CALM_S, self._update)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _update(self) -> None:
+        from IPython.core.display_functions import update_display
+
+        if self._changed in self._bench.listeners:
+            update_display(
+                {"text/html": self._page(), "text/plain": "llama_magic panel"}, display_id=self._page_id, raw=True
+            )

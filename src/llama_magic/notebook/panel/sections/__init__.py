@@ -1,0 +1,13 @@
+"""The parts of the panel."""
+
+from __future__ import annotations
+
+from llama_magic.notebook.panel.sections.chat import ChatSection
+from llama_magic.notebook.panel.sections.hardware import HardwareSection
+from llama_magic.notebook.panel.sections.model import ModelSection
+from llama_magic.notebook.panel.sections.quantize import QuantizeSection
+from llama_magic.notebook.panel.sections.theatre import TheatreSection
+
+__all__ = ["SECTIONS"]
+
+SECTIONS = (ModelSection, ChatSection, TheatreSection, QuantizeSection, HardwareSection)

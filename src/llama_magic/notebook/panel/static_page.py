@@ -1,0 +1,70 @@
+"""The panel as a page without a kernel: what a saved notebook shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_magic.markup import Html, details, facts, heading, note, page
+
+__all__ = ["static_page"]
+
+_RUN = "This is the panel as it was when the notebook was saved. Run the cell to open it again."
+
+
+def static_page(state: dict[str, dict[str, Any]]) -> str:
+    """Return HTML of what the panel shows: model, conversation, quantized files.
+
+    Parameters
+    ----------
+    state
+        `Workbench.snapshot`.
+    """
+    parts: list[object] = [heading("llama_magic", "panel")]
+    model, chat, quantize = (state.get(name, {}) for name in ("model", "chat", "quantize"))
+    parts.append(facts(_model(model)))
+    parts += _chat(chat)
+    made = quantize.get("made") or []
+    if made:
+        parts.append(heading("Quantized"))
+        parts.append(
+            facts((row["ftype"], f"{row['size']}, {row['bits']} bits per weight, {row['name']}") for row in made)
+        )
+    parts.append(note(_RUN))
+    return page(*parts)
+
+
+def _model(model: dict[str, Any]) -> list[tuple[str, str]]:
+    current = model.get("current")
+    rows = [("model", "none is loaded" if current is None else f"{current['name']} · {current['ftype']}")]
+    if current is not None:
+        rows.append(("context", f"{current['n_ctx']:,} tokens"))
+        rows.append(("on", f"{current['devices']}, about {current['memory']} of memory"))
+    others = [each["name"] for each in model.get("loaded") or [] if current is None or each["path"] != current["path"]]
+    if others:
+        rows.append(("also loaded", ", ".join(others)))
+    return rows
+
+
+def _chat(chat: dict[str, Any]) -> list[object]:
+    turns = chat.get("turns") or []
+    if not turns:
+        return []
+    parts: list[object] = [heading("Conversation", chat.get("name", ""))]
+    if chat.get("system"):
+        parts.append(facts([("system", chat["system"])]))
+    hidden = turns[:-6]
+    if hidden:
+        parts.append(details(f"{len(hidden)} earlier turns", *(_turn(turn) for turn in hidden)))
+    parts += [_turn(turn) for turn in turns[-6:]]
+    return parts
+
+
+def _turn(turn: dict[str, Any]) -> Html:
+    from html import escape
+
+    user = escape(turn["user"])
+    # The answer's HTML is made by `notebook/markdown.py`, which escapes all that the model wrote.
+    return Html(
+        '<div style="border-left:3px solid var(--jp-border-color2,#8884);padding-left:.8em;margin:.6em 0">'
+        f'<div style="white-space:pre-wrap;font-weight:600">{user}</div>{turn["html"]}</div>'
+    )
