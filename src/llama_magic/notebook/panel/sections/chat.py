@@ -15,9 +15,9 @@ from llama_magic.notebook.panel.workbench import Section
 from llama_magic.notebook.render import footer_text
 from llama_magic.notebook.running import footer_of
 from llama_magic.notebook.segments import MarkdownFeed
-from llama_magic.notebook.tokens import percent
 from llama_magic.progress import Progress
 from llama_magic.safe_text import neutralise
+from llama_magic.units import format_probability
 
 __all__ = ["SAMPLING", "ChatSection"]
 
@@ -249,9 +249,9 @@ def _tokens(completion: Completion) -> list[list[Any]]:
     return [
         [
             neutralise(entry.text),
-            percent(entry.logprob),
+            format_probability(entry.logprob),
             round(entry.logprob, 4),
-            [[neutralise(other.text), percent(other.logprob), other.id == entry.id] for other in entry.top],
+            [[neutralise(other.text), format_probability(other.logprob), other.id == entry.id] for other in entry.top],
         ]
         for entry in completion.logprobs
     ]
