@@ -201,6 +201,8 @@ def test_refusals_before_anything_is_started(tmp_path: Path, monkeypatch: pytest
     refused("Did you mean bf16?", "one", outtype="bf-16")
     refused("give one of them", "one", mmproj=True, vocab_only=True)
     refused("lost something already", "one", ["Q4_K_M"], outtype="q8_0")
+    refused("IQ1_S needs an importance matrix", "one", ["Q8_0", "IQ1_S"])
+    refused("there is no importance matrix none.gguf", "one", ["IQ1_S"], imatrix="none.gguf")
     refused("there is no folder", "one", out="nowhere")
     refused("several types need a folder", "one", ["Q8_0", "Q4_0"], out="x.gguf")
     (tmp_path / "one-Q4_0.gguf").write_bytes(b"mine")

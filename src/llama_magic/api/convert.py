@@ -136,6 +136,7 @@ def convert_checkpoint(
     """Do what `convert` does, to any number of types, and return all that is known of the files."""
     what = _what(mmproj=mmproj, vocab_only=vocab_only)
     names, outtype = _types(types, outtype, what)
+    _check_matrix(names, imatrix)
     place = _Place(out, several=len(names) > 1)
     found = _find(os.fspath(ref))
     name = _name(found)
@@ -224,6 +225,18 @@ def _types(types: Sequence[str], outtype: str, what: str) -> tuple[tuple[str, ..
     if "F32" in names and outtype == "auto":
         outtype = "f32"  # 16 bits in between would lose what F32 is asked for
     return names, outtype
+
+
+def _check_matrix(names: tuple[str, ...], imatrix: str | os.PathLike[str] | None) -> None:
+    """Refuse before the long work what quantizing would refuse after it."""
+    needy = [name for name in names if find_ftype(name).imatrix == "needed"]
+    if needy and imatrix is None:
+        raise InvalidRequestError(
+            f"{', '.join(needy)} needs an importance matrix, and that needs a converted model: %llama convert without "
+            "a type, %llama imatrix, then %llama quantize"
+        )
+    if imatrix is not None and not Path(imatrix).expanduser().is_file():
+        raise ModelNotFoundError(f"there is no importance matrix {os.fspath(imatrix)}; %llama imatrix makes one")
 
 
 def _name(found: Path | HubReference) -> str:

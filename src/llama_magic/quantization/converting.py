@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ __all__ = ["check", "run"]
 _SAFE_TORCH = (2, 6)
 #: Room for the metadata: a vocabulary takes a few MB.
 _ROOM = 16 << 20
+#: Warnings that are shown, and characters of each.
+_MOST_WARNINGS, _LONGEST = 5, 200
+#: Most of what the converter warns of is of no consequence ("Unknown RoPE type: default"); this is.
+_WORTH = re.compile(r"falling back|not recognized|may be (?:wrong|incorrect|degraded)")
 #: Seconds between two reports.
 _REPORT_S = 0.05
 
@@ -103,7 +108,7 @@ def run(request: ConvertRequest, tools: WorkerTools) -> Converted:
     except ConverterError as failed:
         tokenizer = checkpoint.kind == "adapter" or has_tokenizer(folder, checkpoint.architectures)
         raise converter_failure(failed, name=request.name, target=target, tokenizer=tokenizer) from failed
-    return _converted(request, checkpoint, architecture, target, time.monotonic() - began)
+    return _converted(request, checkpoint, architecture, target, heard.warnings, time.monotonic() - began)
 
 
 def _base_architecture(request: ConvertRequest, source: Path) -> str:
@@ -160,7 +165,7 @@ def _arguments(request: ConvertRequest, checkpoint: Checkpoint, target: Path, ou
     if checkpoint.kind == "adapter":
         base = _stage(Path(request.base or ""), workspace / "base", weights=False)
         _forget_quantization(base / "config.json")
-        adapter = _stage(checkpoint.folder, workspace / request.name, weights=True)
+        adapter = _stage(checkpoint.folder, workspace / "named" / request.name, weights=True)
         return "convert_lora_to_gguf.py", [*common, "--base", str(base), str(adapter)]
     own = {"mmproj": ["--mmproj"], "vocab": ["--vocab-only"]}.get(request.what, [])
     # The converter takes the folder's name for the model's where nothing else tells it.
@@ -231,7 +236,12 @@ class _Hearing:
 
 
 def _converted(
-    request: ConvertRequest, checkpoint: Checkpoint, architecture: str, path: Path, seconds: float
+    request: ConvertRequest,
+    checkpoint: Checkpoint,
+    architecture: str,
+    path: Path,
+    warnings: Sequence[str],
+    seconds: float,
 ) -> Converted:
     if not path.is_file():
         raise NativeError("llama.cpp's converter ended without an error, but wrote no file; please report this")
@@ -262,4 +272,11 @@ def _converted(
         types=dict(types.most_common()),
         seconds=seconds,
         notes=tuple(notes),
+        warnings=_telling(warnings),
     )
+
+
+def _telling(warnings: Sequence[str]) -> tuple[str, ...]:
+    """Return what of the converter's warnings a person should know, each once."""
+    lines = [" ".join(text.split())[:_LONGEST] for text in warnings if _WORTH.search(text)]
+    return tuple(f"llama.cpp's converter warns: {line}" for line in list(dict.fromkeys(lines))[:_MOST_WARNINGS])
