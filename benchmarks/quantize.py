@@ -21,7 +21,7 @@ from typing_extensions import Self
 from benchmarks.rows import Row, at_most, info
 from benchmarks.runner import Setup, turns
 from benchmarks.tools import tool
-from llama_magic.api.quantize import quantize
+from llama_magic.api.quantize import plan, quantize
 from llama_magic.backends.setup import STOCK, SetUpRequest
 from llama_magic.engine.client import EngineClient
 from llama_magic.engine.jobs import set_job_client
@@ -41,6 +41,7 @@ def measure(setup: Setup) -> list[Row]:
             *_times(setup, large, _LARGE, 1.05, f"SmolLM2 F16 ({large.stat().st_size / 1e6:.0f} MB) to {_LARGE}", 7),
             *_times(setup, tiny, _TINY, 1.5, f"a tiny model ({tiny.stat().st_size / 1e6:.1f} MB) to {_TINY}", 11),
             _memory(setup, large),
+            _plan(setup, large),
         ]
 
 
@@ -140,6 +141,18 @@ def _memory(setup: Setup, source: Path) -> Row:
     return at_most(
         f"quantize to {_LARGE}, peak resident memory of the worker beyond llama-quantize's", 60, [more], "MB", note
     )
+
+
+def _plan(setup: Setup, source: Path) -> Row:
+    """Return how long a plan takes while the session's worker runs."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        plan(source, _LARGE, n_threads=setup.threads)
+        return time.perf_counter() - start
+
+    timed()
+    return at_most(f"plan of SmolLM2 F16 to {_LARGE}", 0.2, [timed() for _ in range(setup.rounds(9, 3))], "s")
 
 
 class _Peak:
