@@ -126,7 +126,7 @@ def test_what_can_not_be_built_is_refused(modules: BuildResult) -> None:
     with pytest.raises(lm.InvalidRequestError, match="Did you mean vulkan"):
         build_backend("vulkn")
     with pytest.raises(lm.InvalidRequestError, match="%llama build --wheel cpu"):
-        build_backend("cpu-variants")
+        build_backend("cpu")
     with pytest.raises(lm.InvalidRequestError, match="NAME=VALUE"):
         build_backend("rpc", defines=["GGML_RPC"])
     with pytest.raises(lm.InvalidRequestError, match="1 or more"):

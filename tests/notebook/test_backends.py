@@ -87,7 +87,7 @@ def test_mistakes(session: Session, modules: BuildResult) -> None:
     assert "Did you mean vulkan?" in error(session, "backend vulcan")
     assert "%llama build opencl" in error(session, "backend opencl")
     assert "needs a backend" in error(session, "build")
-    assert "%llama build --wheel cpu" in error(session, "build cpu-variants")
+    assert "%llama build --wheel cpu" in error(session, "build cpu")
     assert "NAME=VALUE" in error(session, "build rpc -DGGML_RPC")
     assert "-D only" in error(session, "build --wheel rpc --jobs 2")
     assert "Did you mean serve?" in error(session, "rpc server")

@@ -12,6 +12,7 @@ import llama_magic as lm
 from llama_magic.backends import prerequisites
 from llama_magic.backends.build_log import BuildProgress, explain, last_lines
 from llama_magic.backends.built import BuildResult
+from llama_magic.backends.cpu_variants import best_variant
 from llama_magic.backends.known import KNOWN, find_backend, name_of, parse_backends
 from llama_magic.backends.modules import Module
 from llama_magic.backends.prerequisites import CHECKS, Prerequisite, missing, vulkan_headers
@@ -29,7 +30,7 @@ from llama_magic.backends.rpc_requests import AttachedHost, RpcHosts
 from llama_magic.backends.setup import STOCK, BackendSetup, Problem
 from llama_magic.backends.states import states
 from llama_magic.backends.system_packages import PACKAGES, install_command
-from llama_magic.errors import BuildError, RpcHostError
+from llama_magic.errors import BackendError, BuildError, RpcHostError
 from llama_magic.models.options import DeviceUse, LoadOptions
 from llama_magic.notebook.subcommands import SUBCOMMANDS
 from tests.fakes import model_info
@@ -191,6 +192,19 @@ def test_definitions() -> None:
     assert parsed.get("jobs") == 2
     with pytest.raises(lm.InvalidRequestError, match="does not take -ngl"):
         SUBCOMMANDS["build"].parse("cuda -ngl 3")
+
+
+def test_the_variant_for_a_processor() -> None:
+    avx2 = "sse4_2 avx f16c fma avx2 bmi2".split()
+    avx512 = [*avx2, *"avx512f avx512cd avx512vl avx512dq avx512bw".split()]
+    assert best_variant(["fpu"]) == "x64"
+    assert best_variant(["sse4_2", "avx"]) == "sandybridge"
+    assert best_variant(avx2) == "haswell"
+    assert best_variant([*avx2, "avx_vnni"]) == "alderlake"
+    assert best_variant(avx512) == "skylakex"
+    assert best_variant([*avx512, "avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_int8"]) == "zen4"
+    with pytest.raises(BackendError, match="%llama build --wheel cpu"):
+        best_variant([])
 
 
 # -- what a build says ---------------------------------------------------------------------------------

@@ -179,5 +179,6 @@ def backends() -> Backends:
     loaded = loaded_backends(client)
     problems = client.problems if isinstance(client, EngineClient) else ()
     built = find_modules(Library(loaded.commit, loaded.ggml_version))
-    rows = states(loaded, built, compiled_in(), problems)
+    given = client.setup.modules if isinstance(client, EngineClient) else ()
+    rows = states(loaded, built, compiled_in(), problems, in_use=given)
     return Backends(rows, problems, loaded.commit, loaded.ggml_version)

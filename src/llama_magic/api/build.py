@@ -17,7 +17,8 @@ import psutil
 
 from llama_magic.api.backends import library, loaded_backends, setup_for
 from llama_magic.backends.built import BuildResult, WheelResult
-from llama_magic.backends.known import KnownBackend, find_backend
+from llama_magic.backends.cpu_variants import best_variant
+from llama_magic.backends.known import KnownBackend, driver_of, find_backend
 from llama_magic.backends.modules import (
     MANIFEST,
     Library,
@@ -123,10 +124,10 @@ def _backends(name: str | Iterable[str]) -> list[KnownBackend]:
     words = [part for word in ([name] if isinstance(name, str) else name) for part in word.split(",") if part.strip()]
     if not words:
         raise InvalidRequestError("name a backend to build: blas, rpc, vulkan, cuda, …; %llama backends lists them all")
-    if {word.strip().lower() for word in words} & {"cpu", "cpu-variants"}:
+    if "cpu" in {word.strip().lower() for word in words}:
         raise InvalidRequestError(
-            "the CPU's code is inside llama-cpp-python, compiled for the processor that built it; variants are no "
-            "modules here. To compile it for this processor: %llama build --wheel cpu"
+            "the CPU's code is compiled in. For this very processor: %llama build cpu-variants makes a module in its "
+            "place, %llama build --wheel cpu compiles llama-cpp-python anew"
         )
     return list(dict.fromkeys(find_backend(word) for word in words))
 
@@ -135,6 +136,8 @@ def check_prerequisites(backend: KnownBackend, defines: Sequence[str] = ()) -> N
     """Raise `BackendError` where a backend can not be built here: what is missing, and the command that helps."""
     if backend.systems and sys.platform not in backend.systems:
         raise BackendError(f"{backend.title} can not be built on this system: {backend.hint}")
+    if backend.name == "cpu-variants":
+        best_variant()  # says where there is none
     if backend.name in compiled_in():
         raise BackendError(
             f"{backend.title} is compiled into this llama-cpp-python: %llama backend {backend.name} takes it"
@@ -198,7 +201,7 @@ def _probe(module: StagedModule, log: Path, progress: Report | None) -> tuple[De
             )
     finally:
         client.close()
-    return tuple(device for device in found.devices if device.backend == backend.name)
+    return tuple(device for device in found.devices if device.backend == driver_of(backend.name))
 
 
 def _install(staged: StagedModule, target: Library, log: Path) -> Module:

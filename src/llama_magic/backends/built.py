@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_magic.backends.known import find_backend
+from llama_magic.backends.known import driver_of, find_backend
 from llama_magic.backends.modules import Module
 from llama_magic.backends.results import Device
 from llama_magic.markup import Html, facts, heading, join, note, page
@@ -46,7 +46,9 @@ class BuildResult:
         rows = []
         for module in self.modules:
             names = ", ".join(
-                f"{device.name} ({device.description})" for device in self.devices if device.backend == module.name
+                f"{device.name} ({device.description})"
+                for device in self.devices
+                if device.backend == driver_of(module.name)
             )
             names = names or _NO_DEVICE.get(module.name, "no device on this machine")
             rows.append((find_backend(module.name).title, f"{format_bytes(module.size)}; {names}"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llama_magic.backends.cpu_variants import best_variant
 from llama_magic.errors import InvalidRequestError
 from llama_magic.suggest import did_you_mean
 
-__all__ = ["KNOWN", "KnownBackend", "find_backend", "name_of", "parse_backends"]
+__all__ = ["AMX_FLAGS", "KNOWN", "KnownBackend", "driver_of", "find_backend", "name_of", "parse_backends"]
 
 #: Words for what is compiled into llama-cpp-python, which workers get from the start.
 _DEFAULT = ("default", "auto", "stock")
@@ -50,8 +51,11 @@ class KnownBackend:
     @property
     def target(self) -> str:
         """CMake's name of the module."""
-        return f"ggml-{self.name}"
+        return f"ggml-cpu-{best_variant()}" if self.name == "cpu-variants" else f"ggml-{self.name}"
 
+
+#: GCC leaves out part of the set-up of AMX, and the first prompt would crash (ggml-org/llama.cpp, pull request 26954).
+AMX_FLAGS = ("-DCMAKE_C_FLAGS=-U__AMX_INT8__", "-DCMAKE_CXX_FLAGS=-U__AMX_INT8__")
 
 _TOOLS = ("compiler", "cmake", "generator")
 
@@ -63,6 +67,8 @@ def _other(name: str, title: str, ggml: str, hint: str, systems: tuple[str, ...]
 #: In the order of their use. The CPU's comes first: it is always there.
 KNOWN: tuple[KnownBackend, ...] = (
     KnownBackend("cpu", "CPU", "CPU", (), hint="always there"),
+    KnownBackend("cpu-variants", "CPU variant", "", ("-DGGML_CPU=ON", "-DGGML_CPU_ALL_VARIANTS=ON", *AMX_FLAGS), _TOOLS,
+                 ("linux",), hint="the CPU's code for this very processor, in place of the one compiled in"),
     KnownBackend("blas", "BLAS", "BLAS", ("-DGGML_BLAS=ON", "-DGGML_BLAS_VENDOR=OpenBLAS"),
                  (*_TOOLS, "openblas", "pkg-config"),
                  hint="computes prompts of 32 tokens and more with OpenBLAS; not always faster"),
@@ -117,6 +123,11 @@ def find_backend(name: str) -> KnownBackend:
 def name_of(ggml: str) -> str:
     """Return our name of what ggml calls a backend."""
     return next((backend.name for backend in KNOWN if backend.ggml.lower() == ggml.lower()), ggml.lower())
+
+
+def driver_of(name: str) -> str:
+    """Return the backend whose devices a module brings: a variant of the CPU's brings the CPU."""
+    return "cpu" if name == "cpu-variants" else name
 
 
 def parse_backends(names: str | Iterable[str]) -> tuple[str, ...] | None:

@@ -10,11 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama_magic.backends.known import KnownBackend
+from llama_magic.backends.known import AMX_FLAGS, KnownBackend
 from llama_magic.errors import InvalidRequestError
 
 __all__ = [
-    "AMX_FLAGS",
     "HOOK",
     "SOURCE_PARTS",
     "BuildRequest",
@@ -28,9 +27,6 @@ __all__ = [
 
 #: The parts of llama.cpp that are needed to build a backend.
 SOURCE_PARTS = ("CMakeLists.txt", "LICENSE", "licenses/", "cmake/", "ggml/", "include/", "src/", "vendor/")
-
-#: GCC leaves out part of the set-up of AMX, and the first prompt would crash (ggml-org/llama.cpp, pull request 26954).
-AMX_FLAGS = ("-DCMAKE_C_FLAGS=-U__AMX_INT8__", "-DCMAKE_CXX_FLAGS=-U__AMX_INT8__")
 
 _OFF = ("TESTS", "EXAMPLES", "TOOLS", "SERVER", "COMMON", "APP", "UI")
 _BASE = (

@@ -23,7 +23,8 @@ def run(request: SetUpRequest, tools: WorkerTools) -> tuple[Problem, ...]:
                 unregister(backend.name)
     for path in setup.modules:
         try:
-            load_module(path, tools.log)
+            if load_module(path, tools.log) == "CPU":
+                unregister("CPU")  # the one that is compiled in: it came first
         except LlamaMagicError as exc:
             problems.append(Problem(path, explain(str(exc))))
     for endpoint in setup.rpc:

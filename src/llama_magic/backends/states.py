@@ -22,6 +22,7 @@ def states(
     problems: Iterable[Problem] = (),
     platform: str = sys.platform,
     look: Callable[[str], Prerequisite] = check,
+    in_use: Iterable[str] = (),
 ) -> tuple[Backend, ...]:
     """Return a row for each backend of llama.cpp.
 
@@ -37,6 +38,8 @@ def states(
         What the worker had to leave out.
     look
         Looks for a prerequisite.
+    in_use
+        Paths of the modules that the worker was given.
     """
     reasons = {problem.what: problem.reason for problem in problems}
     once = functools.cache(look)
@@ -44,7 +47,10 @@ def states(
     rows = []
     for known in KNOWN:
         active = next((row for row in loaded.backends if row.name.lower() == known.ggml.lower()), None)
-        rows.append(_row(known, active, built.get(known.name), known.name in compiled, reasons, platform, once))
+        module = built.get(known.name)
+        if known.name == "cpu-variants" and module is not None and {module.path} & set(in_use) - reasons.keys():
+            active = loaded.backends[0]
+        rows.append(_row(known, active, module, known.name in compiled, reasons, platform, once))
     return tuple(rows)
 
 
