@@ -45,11 +45,8 @@ class BuildResult:
     def _lines(self) -> list[tuple[str, str]]:
         rows = []
         for module in self.modules:
-            names = ", ".join(
-                f"{device.name} ({device.description})"
-                for device in self.devices
-                if device.backend == driver_of(module.name)
-            )
+            driver = driver_of(module.name)
+            names = ", ".join(f"{row.name} ({row.description})" for row in self.devices if row.backend == driver)
             names = names or _NO_DEVICE.get(module.name, "no device on this machine")
             rows.append((find_backend(module.name).title, f"{format_bytes(module.size)}; {names}"))
         return rows
