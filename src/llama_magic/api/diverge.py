@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from llama_magic.api.backends import setup_of
+from llama_magic.api.levels import line_up
 from llama_magic.api.library import locate
 from llama_magic.api.texts import TextLike, text_part
 from llama_magic.engine.jobs import run_job
-from llama_magic.errors import JobInterrupted
+from llama_magic.errors import InvalidRequestError, JobInterrupted
 from llama_magic.evaluation.divergence import Divergence, DivergeRequest
 from llama_magic.models.options import LoadOptions, ModelSpec
 from llama_magic.progress import Report
+from llama_magic.quantization.ftypes import find_ftype
 from llama_magic.quantization.texts import read_text
 
-__all__ = ["diverge", "diverge_specs"]
+__all__ = ["diverge", "diverge_specs", "named_models"]
 
 
 def diverge(
@@ -41,7 +44,8 @@ def diverge(
     ref
         The reference.
     quantized
-        The other model, or several.
+        The other model, or several; a type such as "Q2_K" is made of the reference, and kept for the next time. Where
+        the reference is quantized itself, F16 made of it takes its place then.
     prompt
         What comes before the text.
     text
@@ -68,11 +72,37 @@ def diverge(
         It was stopped.
     """
     options = LoadOptions.from_keywords(**loading)
-    refs = [quantized] if isinstance(quantized, str) else list(quantized)
-    base, *models = [ModelSpec(locate(one, progress), one, options) for one in (ref, *refs)]
+    words = [quantized] if isinstance(quantized, str) else list(quantized)
+    base, *models = [ModelSpec(path, name, options) for path, name in named_models(ref, words, progress)]
     return diverge_specs(
         base, models, prompt, text, max_tokens=max_tokens, chat=chat, top=top, force=force, progress=progress
     )
+
+
+def named_models(ref: str, words: Sequence[str], progress: Report | None = None) -> list[tuple[str, str]]:
+    """Return path and name of the reference and of each other model; types are made where they are not there yet.
+
+    Raises
+    ------
+    ModelNotFoundError, InvalidModelError
+    InvalidRequestError
+        A type can not be made of this model.
+    """
+    if not any(_is_type(word) for word in words):
+        return [(locate(one, progress), one) for one in (ref, *words)]
+    lineup = line_up(ref, words, progress=progress)
+    failed = next((level for level in lineup.levels if level.error), None)
+    if failed is not None:
+        raise InvalidRequestError(f"{failed.name} can not be compared: {failed.error}")
+    if not lineup.levels:
+        raise InvalidRequestError(f"{', '.join(words)} is what {ref} is already; name another type")
+    return [(level.path, level.name) for level in (lineup.base, *lineup.levels)]
+
+
+def _is_type(word: str) -> bool:
+    with contextlib.suppress(InvalidRequestError):
+        return bool(find_ftype(word))
+    return False
 
 
 def diverge_specs(

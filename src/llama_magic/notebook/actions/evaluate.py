@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from llama_magic.api.diverge import diverge_specs
+from llama_magic.api.diverge import diverge_specs, named_models
 from llama_magic.api.evaluate import evaluate_specs
 from llama_magic.api.texts import TextLike
 from llama_magic.errors import InvalidRequestError
@@ -44,12 +45,15 @@ def diverge(context: Context, arguments: Arguments) -> object:
     """``%llama diverge MODEL QUANTIZED … --prompt TEXT``."""
     if len(arguments.words) < 2:
         raise InvalidRequestError(
-            "diverge needs the reference and a quantized model: "
-            "%llama diverge model-f16.gguf model-q2_k.gguf --prompt 'Tell me about llamas.'"
+            "diverge needs the reference and a quantized model, or its type: "
+            "%llama diverge model-f16.gguf Q2_K --prompt 'Tell me about llamas.'"
         )
     loading, told, session = arguments.group("loading"), context.on_progress, context.session
     loading["n_ctx"] = None
-    base, *models = [session.spec(ref, loading, told) for ref in arguments.words]
+    ref, *words = arguments.words
+    base, *models = [
+        replace(session.spec(path, loading, told), ref=name) for path, name in named_models(ref, words, told)
+    ]
     found = diverge_specs(
         base,
         models,

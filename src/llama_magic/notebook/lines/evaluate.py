@@ -37,9 +37,9 @@ PARSERS: tuple[Parser, ...] = (
                      "%llama perplexity model-q4_0.gguf model-q2_k.gguf --base model-f16.gguf",
                      "%llama perplexity model-q8_0.gguf --text wiki.test.raw -c 2048 --out result"),
            run=f"{_HERE}:perplexity"),
-    Parser("diverge", "diverge MODEL QUANTIZED … --prompt TEXT [-n N] [flags]",
+    Parser("diverge", "diverge MODEL QUANTIZED|TYPE … --prompt TEXT [-n N] [flags]",
            "force the reference's text through quantized models: where they disagree, token by token",
-           ("loading",), only=("out", "prompt", "complete"), words=99, complete="model",
+           ("loading",), only=("out", "prompt", "complete"), words=99, complete="model,ftype",
            own=(
                own_flag("-n --predict --n-predict --max-tokens", "max_tokens", "N", _TOKENS,
                         "tokens of text (128)"),
@@ -50,7 +50,7 @@ PARSERS: tuple[Parser, ...] = (
                own_switch("--live", "live", "with a slider over the tokens, which needs a running kernel"),
                own_switch("--force", "force", "load models that seem not to fit"),
            ),
-           examples=("%llama diverge model-f16.gguf model-q2_k.gguf --prompt 'Explain tides to a child.'",
+           examples=("%llama diverge smollm2 Q2_K --prompt 'Explain tides to a child.'",
                      "%llama diverge model-f16.gguf model-q4_0.gguf model-q2_k.gguf -p 'Count to twenty.' -n 64"),
            run=f"{_HERE}:diverge"),
 )
