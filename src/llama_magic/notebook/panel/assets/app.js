@@ -6,6 +6,7 @@ import { modelSection } from "./model.js";
 import { chatSection } from "./chat.js";
 import { quantizeSection } from "./quantize.js";
 import { hardwareSection } from "./hardware.js";
+import { compareSection } from "./compare.js";
 
 export { Store };
 
@@ -14,6 +15,7 @@ const SECTIONS = [
   ["chat", "Chat", chatSection],
   ["quantize", "Quantize", quantizeSection],
   ["hardware", "Hardware", hardwareSection],
+  ["compare", "Compare", compareSection],
 ];
 
 export function mount(el, store) {

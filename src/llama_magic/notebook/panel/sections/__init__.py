@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llama_magic.notebook.panel.sections.chat import ChatSection
+from llama_magic.notebook.panel.sections.compare import CompareSection
 from llama_magic.notebook.panel.sections.hardware import HardwareSection
 from llama_magic.notebook.panel.sections.model import ModelSection
 from llama_magic.notebook.panel.sections.quantize import QuantizeSection
@@ -10,4 +11,4 @@ from llama_magic.notebook.panel.sections.theatre import TheatreSection
 
 __all__ = ["SECTIONS"]
 
-SECTIONS = (ModelSection, ChatSection, TheatreSection, QuantizeSection, HardwareSection)
+SECTIONS = (ModelSection, ChatSection, TheatreSection, QuantizeSection, HardwareSection, CompareSection)
