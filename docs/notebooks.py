@@ -33,7 +33,9 @@ def clean(value: Any) -> Any:
 def run(path: Path) -> None:
     """Run one notebook from top to bottom and write it back."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    # Without the state of widgets: it would hold all their scripts, and a saved page is there in its place.
+    place = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=600, resources=place, store_widget_state=False).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", ()):

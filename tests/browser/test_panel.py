@@ -134,6 +134,9 @@ def test_a_saved_panel_is_readable_without_its_kernel(panel: NotebookPage) -> No
     # a cell that runs keeps clicks waiting, and the panel says so
     panel.set_source(2, "import time; time.sleep(8)")
     panel.start(2)
+    page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'"
+    )
     tab(page.locator(".llama-panel").nth(0), "Model")  # type: ignore[arg-type]
     page.locator(".llama-panel").nth(0).get_by_role("button", name="Refresh").click()
     expect(page.get_by_text("A cell is running").first).to_be_visible(timeout=5_000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,6 @@ __all__ = ["Panel"]
 _CALM_S = 1.5
 #: Parts of the state whose changes a saved notebook shows.
 _SAVED = {"model", "chat", "quantize"}
-
-_NUMBERS = itertools.count(1)
 
 _ELSEWHERE = (
     "<p>To use the panel, run this cell in JupyterLab 4 or Notebook 7 with ipywidgets and anywidget installed where "
@@ -42,7 +39,8 @@ class Panel:
 
     def __init__(self, bench: Workbench, section: str = "model", *, plain: bool = False) -> None:
         self._bench = bench
-        self._id = f"panel-{next(_NUMBERS)}"
+        # Not a number: a front end remembers panels across restarts of the kernel.
+        self._id = f"panel-{uuid.uuid4().hex[:12]}"
         self._page_id = uuid.uuid4().hex
         self._timer: threading.Timer | None = None
         self._shown = False
@@ -75,10 +73,12 @@ class Panel:
 
     def close(self) -> None:
         """Close the panel, and stop what was started from it; models stay loaded."""
-        if self._changed in self._bench.listeners:
-            self._bench.listeners.remove(self._changed)
+        if self._changed not in self._bench.listeners:
+            return
         if self._timer is not None:
             self._timer.cancel()
+            self._update()
+        self._bench.listeners.remove(self._changed)
         self.widget.close()
         self._root.close()
 

@@ -25,7 +25,6 @@ export function mount(el, store) {
   const tabs = h("div", { class: "lm-tabs", role: "tablist", "aria-label": "Sections" });
   const bodies = h("div", { class: "lm-bodies" });
   const shown = new Map();
-  const scopes = [];
 
   function open(name, focus = false) {
     for (const tab of tabs.children) {
@@ -74,7 +73,7 @@ export function mount(el, store) {
   });
   el.classList.add("llama-panel-host");
   el.append(root);
-  hidePage(el);
+  const showPage = hidePage(el);
   store.scope = null;
   open(store.state.open ?? "model");
   const seen = watchVisibility(root, (visible) => {
@@ -85,7 +84,7 @@ export function mount(el, store) {
     seen();
     for (const { made } of shown.values()) made.visible?.(false);
     for (const end of scope.splice(0)) end();
-    scopes.length = 0;
+    showPage();
   };
 }
 
@@ -128,23 +127,25 @@ function banners(store) {
 
 // The page for a saved notebook lies above the live view, in the same cell: one of them is enough.
 function hidePage(el) {
-  const hide = (tries) => {
-    const area = el.closest(".jp-OutputArea, .output, .lm-Widget.jp-LinkedOutputView");
-    const page = area?.querySelector(".llama-panel-page");
-    const output = page?.closest(".jp-OutputArea-child, .output_area") ?? page;
-    if (output) output.style.display = "none";
-    else if (tries > 0) setTimeout(() => hide(tries - 1), 100);
-    if (area && !area.dataset.llamaPanel) {
-      area.dataset.llamaPanel = "1";
-      // It is drawn again when it changes.
-      new MutationObserver(() => {
-        const again = area.querySelector(".llama-panel-page");
-        const child = again?.closest(".jp-OutputArea-child, .output_area") ?? again;
-        if (child && child.style.display !== "none" && area.querySelector(".llama-panel")) child.style.display = "none";
-      }).observe(area, { childList: true, subtree: true });
-    }
+  let area = null;
+  const outputs = () => [...(area?.querySelectorAll(".llama-panel-page") ?? [])].map((page) => page.closest(".jp-OutputArea-child, .output_area") ?? page);
+  const hide = () => {
+    for (const output of outputs()) if (output.style.display !== "none") output.style.display = "none";
   };
-  hide(20);
+  const observer = new MutationObserver(hide); // it is drawn again when it changes
+  const find = (tries) => {
+    area = el.closest(".jp-OutputArea, .output");
+    if (area) {
+      observer.observe(area, { childList: true });
+      hide();
+    } else if (tries > 0) setTimeout(() => find(tries - 1), 100);
+  };
+  find(20);
+  return () => {
+    observer.disconnect();
+    for (const output of outputs()) output.style.display = "";
+    area = null;
+  };
 }
 
 function watchVisibility(node, tell) {
