@@ -211,6 +211,22 @@ def test_a_level_that_kills_the_worker_is_a_row_with_the_reason(source: Path, ke
     assert "✗ failed" in found._repr_html_()
 
 
+def test_a_reference_that_kills_the_worker_leaves_the_rest(source: Path, kept: Path) -> None:
+    found = compare(
+        source, ["Q8_0", "Q4_0"], prompt=PROMPT, complete=True, **QUICK,
+        progress=killing(lambda event: event.message == "loading F32", times=2),
+    )  # fmt: skip
+    assert "memory ran out" in found["F32"].error
+    for name in ("Q8_0", "Q4_0"):
+        level = found[name]
+        assert not level.error
+        assert level.answer is not None
+        assert level.ppl is not None
+        assert level.kld is None
+        assert "the reference could not be measured" in level.kld_reason
+    assert found.recommendation.level is None
+
+
 def test_an_interrupt_keeps_what_was_measured(source: Path, kept: Path) -> None:
     def stop(event: Progress) -> None:
         update = getattr(event, "update", None)

@@ -140,6 +140,17 @@ class _Run:
                 "speeds were not taken in turns."
             )
             self._one_by_one(levels)
+        self._explain()
+
+    def _explain(self) -> None:
+        """Say of every level without a divergence that it is the reference that failed, where it did."""
+        rows = {row.name: row for row in self.board.rows}
+        base = rows[self.lineup.base.name]
+        if not (self.reference and base.error and self.request.text is not None):
+            return
+        for level in self.lineup.levels:
+            if rows[level.name].kld is None:
+                self.board.set(level.name, kld_reason=f"the reference could not be measured ({base.error})")
 
     def _together(self, levels: list[QuantizationLevel]) -> None:
         """Measure all in one worker; where that dies, without the level it died of, or one by one."""
@@ -171,9 +182,11 @@ class _Run:
             died = self._try([level])
             if died is None:
                 self.base_known = True
-            elif died[0] == self.lineup.base.name and not self.base_known:
+                continue
+            if died[0] == self.lineup.base.name and not self.base_known:
                 self._base_failed(died[1])
-            else:
+                died = self._try([level])  # alone
+            if died is not None:
                 self.board.set(level.name, error=died[1])
         if not levels:
             died = self._try([])

@@ -67,7 +67,7 @@ def choose(context: Context, arguments: Arguments) -> object:
 def _keywords(context: Context, arguments: Arguments) -> dict[str, Any]:
     """Return what was said, as keywords of the Python function."""
     keywords = {name: arguments.get(name) for name in (*_SHARED, *_OWN) if name in arguments.values}
-    loading = arguments.group("loading")
+    loading = {**context.session.options.to_dict(), **arguments.group("loading")}
     loading.pop("n_ctx", None)  # the length of a chat's context is not that of a chunk
     keywords |= {name: value for name, value in loading.items() if name not in keywords}
     keywords |= arguments.group("sampling")
