@@ -18,6 +18,11 @@ sys.path.insert(0, str(ROOT))
 
 from tests.browser.jupyter import CHROMIUM_FLAGS, Lab, NotebookPage, new_notebook, start_lab  # noqa: E402
 
+_COMPARE = (
+    '%llama compare smollm2 Q8_0 Q4_1 Q4_0 Q2_K --prompt "What is photosynthesis?" -n 40 --chunks 4 -c 256 '
+    "--n-prompt 64 --n-gen 32"
+)
+
 #: Pictures by name: width and height of the window, the cells, and which of them to look at.
 PICTURES: dict[str, tuple[int, int, list[str], int]] = {
     "first_prompt": (
@@ -35,7 +40,7 @@ PICTURES: dict[str, tuple[int, int, list[str], int]] = {
         1010,
         [
             "%load_ext llama_magic",
-            '%llama compare smollm2 Q8_0 Q4_1 Q4_0 Q2_K --prompt "What is photosynthesis?" -n 40 --chunks 6',
+            _COMPARE,
         ],
         1,
     ),

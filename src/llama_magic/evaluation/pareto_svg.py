@@ -217,7 +217,13 @@ _Box = tuple[float, float, float, float]
 
 def _labels(axes: _Axes, theme: Theme, points: Sequence[Point]) -> list[str]:
     """Put each name beside its point where it covers least."""
-    taken: list[_Box] = [(axes.x(p.x) - 7, axes.y(p.kld) - 7, axes.x(p.x) + 7, axes.y(p.kld) + 7) for p in points]
+    taken: list[_Box] = []
+    for point in points:
+        x, y = axes.x(point.x), axes.y(point.kld)
+        taken.append((x - 7, y - 7, x + 7, y + 7))
+        # names do not lie on error bars where there is another place
+        taken.append((axes.x(point.x - point.x_error), y - 3, axes.x(point.x + point.x_error), y + 3))
+        taken.append((x - 3, axes.y(point.kld + point.kld_error), x + 3, axes.y(point.kld - point.kld_error)))
     parts = []
     for point in points:
         text = f"★ {point.name}" if point.chosen else point.name
