@@ -22,9 +22,9 @@ from benchmarks.rows import Row, at_most, info
 from benchmarks.runner import Setup, turns
 from benchmarks.tools import tool
 from llama_magic.api.quantize import plan, quantize
-from llama_magic.backends.setup import STOCK, SetUpRequest
 from llama_magic.engine.client import EngineClient
 from llama_magic.engine.jobs import set_job_client
+from llama_magic.engine.spare import WarmUpRequest
 
 __all__ = ["measure"]
 
@@ -94,7 +94,7 @@ def _times(setup: Setup, source: Path, ftype: str, limit: float, job: str, round
     def warm(_number: int) -> float:
         client = EngineClient()
         client.restart()
-        ping: Any = SetUpRequest(STOCK)
+        ping: Any = WarmUpRequest()
         client.request(ping)  # what follows does not share the processor with its start
         set_job_client(lambda: client)
         try:

@@ -50,6 +50,7 @@ _DOING = {
     "SaveStateRequest": "is saving a conversation",
     "RestoreStateRequest": "is restoring a conversation",
     "EmbedRequest": "is embedding texts",
+    "WarmUpRequest": "is starting",
 }
 
 

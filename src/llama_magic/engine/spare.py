@@ -10,15 +10,20 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_magic.engine.client import EngineClient
 
-__all__ = ["IDLE_S", "keep_spare", "prepare_spare", "take_spare"]
+__all__ = ["IDLE_S", "WarmUpRequest", "keep_spare", "prepare_spare", "take_spare"]
 
 #: Seconds after which a spare worker that nobody needed is ended.
 IDLE_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpRequest:
+    """Import what the shortest jobs need, in a worker that waits for one. There is no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ def prepare_spare() -> None:
 
         client = EngineClient()
         client.restart()
+        request: Any = WarmUpRequest()
+        client.start(request)
         timer = threading.Timer(IDLE_S, _drop)
         timer.daemon = True
         timer.start()
