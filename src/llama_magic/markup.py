@@ -127,7 +127,7 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], align: str =
         "l", "r" or "c" for each column; left where nothing is said.
     """
     sides = [{"r": "right", "c": "center"}.get(letter, "left") for letter in align.ljust(len(head), "l")]
-    cell = "padding:.2em .7em .2em 0;vertical-align:top;background:none;border:0"
+    cell = "padding:.2em .7em .2em 0;vertical-align:top;border:0"
     top = "".join(
         f'<th scope="col" style="{cell};text-align:{side};border-bottom:1px solid {_LINE};{_MUTED};font-weight:600">'
         f"{_html(title)}</th>"
@@ -136,17 +136,17 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], align: str =
     body = "".join(
         '<tr style="background:none">'
         + "".join(
-            f'<td style="{cell};text-align:{side};font-variant-numeric:tabular-nums">{_html(value)}</td>'
-            for value, side in zip(row, sides, strict=True)
+            f'<td style="{cell};text-align:{side}">{_html(value)}</td>' for value, side in zip(row, sides, strict=True)
         )
         + "</tr>"
         for row in rows
     )
     title = f'<caption style="text-align:left;{_MUTED}">{_html(caption)}</caption>' if caption else ""
+    look = f"border-collapse:collapse;margin:0;{_FONT};overflow-wrap:normal;color:inherit"
+    look += ";font-variant-numeric:tabular-nums"
     return Html(
-        f'<div style="overflow-x:auto;max-width:100%;margin:.3em 0"><table style="border-collapse:collapse;margin:0;'
-        f'{_FONT};overflow-wrap:normal;color:inherit">{title}<thead><tr style="background:none">{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div style="overflow-x:auto;max-width:100%;margin:.3em 0"><table style="{look}">{title}'
+        f'<thead><tr style="background:none">{top}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
