@@ -340,9 +340,8 @@ def html_of(comparison: Comparison) -> str:
         box = '<div style="display:flex;flex-wrap:wrap;gap:.5em 1.5em;overflow-x:auto">'
         inner = "".join(f'<div style="flex:1 1 300px;max-width:520px">{drawn}</div>' for drawn in charts)
         parts.append(Html(f"{box}{inner}</div>"))
-        parts.append(
-            note("Filled: on the frontier, no level is better in both. Ringed: recommended. Bars: standard error.")
-        )
+        told = "Filled: on the frontier, no level is better in both. Ringed: recommended."
+        parts.append(note(f"{told} Bars: standard error of KLD, spread of the runs."))
     if any(level.answer for level in comparison.levels):
         parts.append(answers_html(comparison.levels))
     if any(level.kinds for level in comparison.levels):
