@@ -8,6 +8,7 @@ counts as processes. What the disk and the memory see is measured in a process o
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -122,14 +123,15 @@ def _agreement(said: dict[str, str], exact: list[KLDivergence], probed: dict[str
 
 def _pairs(theirs: str, ours: str) -> Iterator[tuple[str, float]]:
     """Yield name and relative difference of every number, less what printing rounds away."""
-    found = dict(_LINE.findall(re.sub(" +KLD", " KLD", ours)))
-    for name, rest in _LINE.findall(re.sub(" +KLD", " KLD", theirs)):
-        for mine, other in zip(_NUMBER.finditer(found[name.strip()]), _NUMBER.finditer(rest), strict=True):
+    found = {" ".join(name.split()): rest for name, rest in _LINE.findall(ours)}
+    for line, rest in _LINE.findall(theirs):
+        name = " ".join(line.split())
+        for mine, other in zip(_NUMBER.finditer(found[name]), _NUMBER.finditer(rest), strict=True):
             digits = min(len(mine[1]), len(other[1]))
             apart = abs(float(mine[0]) - float(other[0])) - 10.0**-digits
             # below three digits that are printed, a relative difference means nothing
             least = 100 * 10.0**-digits
-            yield name.strip(), max(apart, 0.0) / max(abs(float(other[0])), least)
+            yield name, max(apart, 0.0) / max(abs(float(other[0])), least)
 
 
 def _worst(what: str, limit: float, pairs: list[tuple[str, float]]) -> Row:
@@ -143,7 +145,9 @@ def _worst(what: str, limit: float, pairs: list[tuple[str, float]]) -> Row:
 
 def _probed(setup: Setup, base: Path, levels: list[Path], chunks: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.evaluation", str(setup.threads), str(chunks), str(base)]
-    done = subprocess.run([*command, *map(str, levels)], check=True, capture_output=True, text=True)
+    # what Python compiles is not written by the evaluation
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([*command, *map(str, levels)], check=True, capture_output=True, text=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -157,6 +161,8 @@ def _probe(threads: int, chunks: int, base: str, levels: list[str]) -> dict[str,
     from llama_magic.evaluation import evaluating
     from llama_magic.native import LogCapture, WorkerTools
 
+    log = LogCapture()
+    log.install()
     options = LoadOptions(n_threads=threads)
     request = EvaluateRequest(
         tuple(ModelSpec(path, path, options) for path in levels), ModelSpec(base, base, options), chunks=chunks,
@@ -177,7 +183,7 @@ def _probe(threads: int, chunks: int, base: str, levels: list[str]) -> dict[str,
             watcher.start()
 
     before = _written()
-    found = evaluating.run(request, WorkerTools(report, lambda: False, LogCapture()))
+    found = evaluating.run(request, WorkerTools(report, lambda: False, log))
     over.set()
     watcher.join()
     rounded = {results[0].path: repr(results[0]) for results in found.results}
