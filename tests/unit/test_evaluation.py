@@ -14,7 +14,7 @@ import llama_magic as lm
 from llama_magic.engine.jobs import set_job_client
 from llama_magic.errors import GenerationInterrupted, InvalidRequestError, JobInterrupted
 from llama_magic.evaluation.divergence import Divergence, DivergeRequest, ForcedToken, ForcedTokens
-from llama_magic.evaluation.requests import EVALUATION_NAME, Estimate, EvaluateRequest, short_name
+from llama_magic.evaluation.requests import EVALUATION_NAME, Estimate, EvaluateRequest, EvaluationProgress, short_name
 from llama_magic.evaluation.results import Evaluation, KLDivergence, KLDivergences, Perplexities, Perplexity
 from llama_magic.inference.results import Candidate
 from llama_magic.models.options import ModelSpec
@@ -72,7 +72,7 @@ def test_several_are_a_table() -> None:
     both = KLDivergences((divergence("a.gguf"), divergence("b.gguf", kld=0.5)))
     said = repr(both)
     assert said.count("\n") == 5
-    assert re.search(r"^a .*0\.27000 ± 0\.00700.*87\.500 ± 1\.250 %$", said, re.MULTILINE)
+    assert re.search(r"^a .*0\.27000 ± 0\.00700.*87\.50 ± 1\.25 %$", said, re.MULTILINE)
     assert both["b.gguf"].kld == 0.5
     assert both[0] is next(iter(both))
     assert len(both) == 2
@@ -140,9 +140,12 @@ class Worker:
     def __init__(self, answer: Any) -> None:
         self.answer = answer
         self.asked: list[Any] = []
+        self.told: list[Any] = []
 
-    def request(self, request: Any, _progress: Any = None) -> Any:
+    def request(self, request: Any, progress: Any = None) -> Any:
         self.asked.append(request)
+        for event in self.told:
+            progress(event)
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
@@ -193,6 +196,14 @@ def test_what_a_stopped_call_keeps(models: list[str], answering: Any) -> None:
     with pytest.raises(JobInterrupted, match="stopped after 3 of 9 chunks; what was read is kept") as caught:
         lm.kl_divergence(models[1], models[0])
     assert isinstance(caught.value.result, KLDivergence)
+    # a worker that was killed gives nothing back, but has told how far it was
+    stopped.result = None
+    told = EvaluationProgress("evaluate", 0.5, "", KLDivergences((divergence(),)), chunk=3, chunks=9)
+    answering(stopped).told = [told]
+    with pytest.raises(JobInterrupted, match="stopped after 3 of 9 chunks") as caught:
+        lm.kl_divergence(models[1], models[0])
+    assert caught.value.result == divergence(chunks_total=9)
+    answering(stopped)
     stopped.result = Evaluation(((),), (), (), 0, 9)
     with pytest.raises(JobInterrupted, match="before the first chunks"):
         lm.perplexity(models[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 from llama_magic.api.backends import setup_of
@@ -10,10 +11,10 @@ from llama_magic.api.library import locate
 from llama_magic.api.texts import TextLike, text_part
 from llama_magic.engine.jobs import run_job
 from llama_magic.errors import JobInterrupted
-from llama_magic.evaluation.requests import EVALUATION, EVALUATION_NAME, EvaluateRequest
+from llama_magic.evaluation.requests import EVALUATION, EVALUATION_NAME, EvaluateRequest, EvaluationProgress
 from llama_magic.evaluation.results import Evaluation, KLDivergence, KLDivergences, Perplexities, Perplexity
 from llama_magic.models.options import LoadOptions, ModelSpec
-from llama_magic.progress import Report
+from llama_magic.progress import Progress, Report
 from llama_magic.quantization.texts import TextPart
 
 __all__ = ["evaluate", "evaluate_specs", "evaluation_text", "kl_divergence", "perplexity"]
@@ -176,17 +177,37 @@ def evaluate(request: EvaluateRequest, progress: Report | None = None) -> Evalua
 
 
 def _finished(request: EvaluateRequest, progress: Report | None, *, single: bool) -> Any:
+    last: list[EvaluationProgress] = []
+
+    def report(event: Progress) -> None:
+        if isinstance(event, EvaluationProgress) and event.partial is not None:
+            last[:] = [event]
+        if progress is not None:
+            progress(event)
+
     try:
-        return _folded(evaluate(request, progress), request, single=single)
+        return _folded(evaluate(request, report), request, single=single)
     except JobInterrupted as stopped:
-        found = stopped.result
-        if not isinstance(found, Evaluation) or not any(found.results):
-            raise JobInterrupted(None, "stopped before the first chunks were read.") from None
-        result = _folded(found, request, single=single)
-        if found.complete:
-            raise JobInterrupted(result, "it was done already: the result is whole.") from None
-        words = f"stopped after {found.chunks:,} of {found.chunks_total:,} chunks; what was read is kept:\n{result!r}"
-        raise JobInterrupted(result, words) from None
+        raise _stopped(stopped.result, last, request, single=single) from None
+
+
+def _stopped(found: Any, last: list[EvaluationProgress], request: EvaluateRequest, *, single: bool) -> JobInterrupted:
+    """Return what tells of a stopped call, with what was read.
+
+    A worker that could not stop at once was killed, and gives nothing back: then what it told last is kept.
+    """
+    if isinstance(found, Evaluation) and any(found.results):
+        result, chunks, total = _folded(found, request, single=single), found.chunks, found.chunks_total
+    elif last:
+        chunks, total = last[0].chunk, last[0].chunks
+        items = tuple(replace(item, chunks_total=total) for item in last[0].partial)
+        result = items[0] if single else type(last[0].partial)(items)
+    else:
+        return JobInterrupted(None, "stopped before the first chunks were read.")
+    if chunks >= total:
+        return JobInterrupted(result, "it was done already: the result is whole.")
+    words = f"stopped after {chunks:,} of {total:,} chunks; what was read is kept:\n{result!r}"
+    return JobInterrupted(result, words)
 
 
 def _folded(found: Evaluation, request: EvaluateRequest, *, single: bool) -> Any:

@@ -23,7 +23,7 @@ from llama_magic.native import LoadCancelled, NativeModel, WorkerTools
 from llama_magic.native.adapter import NativeAdapter
 from llama_magic.progress import Progress
 from llama_magic.quantization.texts import read_text
-from llama_magic.units import format_bytes
+from llama_magic.units import format_bytes, format_seconds
 
 __all__ = ["check_memory", "load_model", "other_vocabulary", "run"]
 
@@ -141,7 +141,7 @@ class _Run:
         left = ""
         if steps.done:
             seconds = (time.perf_counter() - began) * (steps.total - steps.done) / steps.done
-            left = f", {seconds:.0f} s left" if steps.done < steps.total else ""
+            left = f", {format_seconds(seconds)} left" if steps.done < steps.total else ""
         figures = _figures([(name, now) for name, _, now in estimates])
         failures = {**self.failures, **{place: reader.failure for place, reader in readers.items() if reader.failure}}
         self.tools.report(
@@ -167,7 +167,8 @@ class _Run:
                 items += self._of_texts(reader, self.request.models[place], base)
         if not items:
             return None
-        few = tuple(replace(item, running=item.running[:: 1 + len(item.running) // _POINTS]) for item in items)
+        # what is shown is not stopped, but on its way
+        few = tuple(replace(item, running=_some(item.running), chunks_total=item.chunks) for item in items)
         return KLDivergences(few) if base is not None else Perplexities(few)
 
     # -- results -----------------------------------------------------------------------------------------------------
@@ -237,6 +238,10 @@ class _Run:
             return KLDivergence(**common, base=named, **divergence_statistics(scores))
         mean, error = mean_and_error(scores.nll)
         return Perplexity(**common, ppl=math.exp(mean), ppl_error=math.exp(mean) * error, stride=request.stride)
+
+
+def _some(running: tuple[Estimate, ...]) -> tuple[Estimate, ...]:
+    return (*running[: -1 : 1 + len(running) // _POINTS], running[-1])
 
 
 def _now(reader: Reader) -> Estimate:

@@ -116,13 +116,13 @@ def _row(item: Any, name: str) -> tuple[str, ...]:
         return (name, _with_error(item.ppl, item.ppl_error, 4), f"{low:.4f} to {high:.4f}")
     return (
         name,
-        _with_error(item.ppl, item.ppl_error, 4),
-        _with_error(item.ln_ratio, item.ln_ratio_error, 5),
-        _with_error(item.difference, item.difference_error, 4),
+        _with_error(item.ppl, item.ppl_error, 3),
+        _with_error(item.ln_ratio, item.ln_ratio_error, 4),
+        _with_error(item.difference, item.difference_error, 3),
         _with_error(item.kld, item.kld_error, 5),
         f"{item.kld_percentiles['99.9%']:.4f}",
-        _percent(item.rms_dp, item.rms_dp_error),
-        _percent(item.same_top, item.same_top_error),
+        _percent(item.rms_dp, item.rms_dp_error, 2),
+        _percent(item.same_top, item.same_top_error, 2),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from llama_magic.api.diverge import diverge_specs, named_models
 from llama_magic.api.evaluate import evaluate_specs
 from llama_magic.api.texts import TextLike
-from llama_magic.errors import InvalidRequestError
+from llama_magic.errors import InvalidRequestError, JobInterrupted
 from llama_magic.notebook.commands import Context
 from llama_magic.notebook.converters import unescape
 from llama_magic.notebook.parsers import Arguments
@@ -32,13 +32,18 @@ def perplexity(context: Context, arguments: Arguments) -> object:
     # the length of a chat's context is not that of a chunk
     loading["n_ctx"] = None
     specs = [session.spec(ref, loading, told, tuned=False) for ref in refs or [None]]
-    return evaluate_specs(
-        specs,
-        None if base is None else session.spec(base, loading, told, tuned=False),
-        text_of(arguments.get("text"), context),
-        progress=told,
-        **{name: arguments.get(name) for name in _SETTINGS if name in arguments.values},
-    )
+    try:
+        return evaluate_specs(
+            specs,
+            None if base is None else session.spec(base, loading, told),
+            text_of(arguments.get("text"), context),
+            progress=told,
+            **{name: arguments.get(name) for name in _SETTINGS if name in arguments.values},
+        )
+    except JobInterrupted as stopped:
+        if stopped.result is not None and "out" in arguments.values:
+            context.namespace[arguments.get("out")] = stopped.result
+        raise
 
 
 def diverge(context: Context, arguments: Arguments) -> object:
