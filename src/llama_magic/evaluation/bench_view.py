@@ -59,8 +59,8 @@ def _shared(result: BenchResult) -> list[tuple[str, str]]:
     if len({row.path for row in result.rows}) == 1:
         size = f"{format_bytes(first.model_size)}, {format_count(first.model_n_params)} parameters"
         pairs.append(("model", f"{clean(result.rows[0].ref)}: {clean(first.model_type)}, {size}"))
-    machine = ", ".join(dict.fromkeys(filter(None, (f for k in known for f in (k.cpu_info, k.gpu_info)))))
-    pairs.append(("machine", clean(machine)))
+    parts = (part for facts in known for part in f"{facts.cpu_info}, {facts.gpu_info}".split(", ") if part)
+    pairs.append(("machine", clean(", ".join(dict.fromkeys(parts)))))
     threads = sorted({facts.n_threads for facts in known})
     if len(threads) == 1:
         pairs.append(("threads", str(threads[0])))
