@@ -169,6 +169,7 @@ def test_the_last_check_decides(model: str, monkeypatch: pytest.MonkeyPatch) -> 
     result = tune(machine, model, quick=True)
     assert result.settings == {}
     assert "looked faster, but the last check did not confirm a gain" in result.notes[-1]
+    assert result.verdict == "the last check confirmed no gain: the defaults stay"
     assert not tuned_file().exists()
 
 

@@ -171,6 +171,8 @@ class TuneResult:
         """The answer in a sentence."""
         if self.settings and not self.stored:
             return f"{self.flags}: fastest so far; nothing is stored"
+        if not self.settings and self.checks:
+            return "the last check confirmed no gain: the defaults stay"
         if not self.settings or self.gain is None:
             return "the defaults are as fast as anything that was tried: nothing is changed"
         return f"{self.flags}: {self.gain.ratio:.2f} times as fast as the defaults, and used by load from now on"
