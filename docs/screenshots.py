@@ -44,7 +44,11 @@ PICTURES: dict[str, tuple[int, int, list[str], int]] = {
         ],
         1,
     ),
+    "panel": (1180, 1010, ["%load_ext llama_magic", "%llama panel chat"], 1),
 }
+
+#: What the panel is asked for its picture.
+QUESTION = "What do llamas eat? Answer in one sentence."
 
 
 def main(names: list[str]) -> None:
@@ -73,11 +77,32 @@ def _picture(browser: Browser, lab: Lab, name: str) -> None:
     (lab.root / f"{name}.ipynb").write_text(json.dumps(new_notebook(cells)), encoding="utf-8")
     notebook = NotebookPage(context.new_page(), lab, f"{name}.ipynb").open()
     notebook.run_all(timeout=560)
+    if name == "panel":
+        _use_panel(notebook)
     notebook.select(at)
     notebook.page.screenshot(path=target)
     notebook.close()
     context.close()
     print(f"wrote {target.relative_to(ROOT)}")
+
+
+def _use_panel(notebook: NotebookPage) -> None:
+    """Ask, open the tokens of the answer, and look at the choice of one of them."""
+    page = notebook.page
+    page.locator(".llama-panel").wait_for()
+    page.get_by_text("System prompt, length").click()
+    for label, value in (("Most tokens", "60"), ("Seed", "4")):
+        page.get_by_label(label).fill(value)
+        page.get_by_label(label).press("Tab")
+    page.get_by_text("System prompt, length").click()
+    question = page.get_by_label("Question", exact=True)
+    question.fill(QUESTION)
+    question.press("Enter")
+    page.locator(".lm-turn.last").wait_for(timeout=120_000)
+    page.get_by_role("button", name="Tokens and their probabilities").click()
+    page.locator(".lm-tok").nth(11).click()
+    page.locator(".lm-candidate").first.wait_for(timeout=60_000)
+    page.mouse.move(5, 5)
 
 
 if __name__ == "__main__":

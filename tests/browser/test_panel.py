@@ -132,14 +132,13 @@ def test_a_saved_panel_is_readable_without_its_kernel(panel: NotebookPage) -> No
     busy = page.locator(".llama-panel").nth(0)
     expect(busy.get_by_role("button", name="Stop")).to_be_hidden(timeout=60_000)
     # a cell that runs keeps clicks waiting, and the panel says so
-    panel.set_source(2, "import time; time.sleep(8)")
+    panel.set_source(2, "import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)")
     panel.start(2)
-    page.wait_for_function(
-        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'"
-    )
+    expect(panel.cell(2).locator(".jp-InputPrompt")).to_contain_text("*")
     tab(page.locator(".llama-panel").nth(0), "Model")  # type: ignore[arg-type]
     page.locator(".llama-panel").nth(0).get_by_role("button", name="Refresh").click()
-    expect(page.get_by_text("A cell is running").first).to_be_visible(timeout=5_000)
+    expect(page.get_by_text("A cell is running").first).to_be_visible(timeout=20_000)
+    (panel.lab.root / "go").touch()
     panel.wait_idle()
     expect(page.get_by_text("A cell is running").first).to_be_hidden(timeout=5_000)
     # a restart is said in words
