@@ -136,20 +136,6 @@ def test_two_panels_and_a_restart(panel: NotebookPage) -> None:
     expect(page.get_by_text("The kernel was restarted").first).to_be_visible(timeout=20_000)
 
 
-@pytest.mark.timeout(200)
-def test_clicks_wait_while_a_cell_runs_and_the_panel_says_so(panel: NotebookPage) -> None:
-    page = panel.page
-    expect(page.get_by_text("smollm2 fits")).to_be_visible(timeout=60_000)
-    panel.set_source(2, "import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)")
-    panel.start(2)
-    expect(panel.cell(2).locator(".jp-InputPrompt")).to_contain_text("*")
-    page.get_by_role("button", name="Refresh").click()
-    expect(page.get_by_text("A cell is running")).to_be_visible(timeout=20_000)
-    (panel.lab.root / "go").touch()
-    panel.wait_idle()
-    expect(page.get_by_text("A cell is running")).to_be_hidden(timeout=10_000)
-
-
 @pytest.mark.timeout(120)
 def test_the_stages_are_llama_cpps(page: Page) -> None:
     pytest.importorskip("llama_cpp")
