@@ -198,14 +198,38 @@ def test_a_wheel_that_fails_replaces_nothing(modules: BuildResult, pip: None, mo
     assert "pip install" not in Path(caught.value.log).read_text()
 
 
-# -- Vulkan, where all of it is here -------------------------------------------------------------------
+# -- builds that take minutes --------------------------------------------------------------------------
+
+
+def wanted(name: str) -> None:
+    if name not in os.environ.get("LLAMA_MAGIC_TEST_BUILDS", "").split(","):
+        pytest.skip(f"{name} takes minutes to build; LLAMA_MAGIC_TEST_BUILDS={name} builds and runs it")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_variant_takes_the_place_of_the_cpu_that_is_compiled_in(modules: BuildResult) -> None:
+    wanted("cpu-variants")
+    built = build_backend("cpu-variants")
+    assert [device.name for device in built.devices] == ["CPU"]
+    prompt = "The quick brown fox jumps over the lazy dog. " * 8
+    tops = []
+    for backend in ("cpu", "cpu-variants"):
+        with lm.load(backend=backend, n_ctx=512) as model:
+            assert model.info.place == "CPU"
+            mapped = Path(f"/proc/{model._client.pid}/maps").read_text()
+            assert ("cpu-variants.so" in mapped) == (backend == "cpu-variants")
+            answer = model.generate(prompt, max_tokens=1, temperature=0, logprobs=20)
+            tops.append({row.id: row.logprob for row in answer.logprobs[0].top})
+    both = tops[0].keys() & tops[1].keys()
+    assert len(both) >= 18
+    assert max(abs(tops[0][token] - tops[1][token]) for token in both) < 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_vulkan_on_the_software_device(modules: BuildResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if os.environ.get("LLAMA_MAGIC_TEST_VULKAN") != "1":
-        pytest.skip("Vulkan takes minutes to build; LLAMA_MAGIC_TEST_VULKAN=1 builds and runs it")
+    wanted("vulkan")
     headers = vulkan_headers()
     if headers is None or not headers[1]:
         skip_or_fail(f"the Vulkan headers are missing or too old: {headers}")
