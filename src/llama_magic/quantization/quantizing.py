@@ -13,7 +13,8 @@ from pathlib import Path
 
 from llama_magic.errors import DiskFullError, InvalidRequestError, JobInterrupted, NativeError
 from llama_magic.models.gguf import read_metadata
-from llama_magic.models.metadata import ModelMetadata
+from llama_magic.models.metadata import TENSOR_TYPES, ModelMetadata
+from llama_magic.native.gguf_size import stored_types
 from llama_magic.native.quantize import TensorLog, quantize
 from llama_magic.native.tools import WorkerTools
 from llama_magic.progress import Progress, Report
@@ -127,7 +128,7 @@ def _make(
     tensors = choices(told)
     if sum(tensor.size for tensor in tensors) > size:
         raise disk_failure(target[0])  # llama.cpp has not noticed that its last write failed
-    _verify(temporary[0], tensors)
+    _verify(temporary, tensors)
     _rename(temporary, target, force=request.force)
     return QuantizeResult(
         source=metadata.path,
@@ -167,9 +168,10 @@ def _progress(ftype: str, metadata: ModelMetadata, report: Report) -> Callable[[
     return on_tensor
 
 
-def _verify(path: Path, tensors: Sequence[TensorChoice]) -> None:
+def _verify(paths: Sequence[Path], tensors: Sequence[TensorChoice]) -> None:
     """Read the new file's header: it has to hold what the log told."""
-    written = {tensor.name: tensor.type for tensor in read_metadata(path).tensors}
+    numbers = {name: kind for path in paths for name, kind in stored_types(str(path)).items()}
+    written = {name: TENSOR_TYPES[kind][0] for name, kind in numbers.items()}
     if written != {tensor.name: tensor.type for tensor in tensors}:
         raise NativeError("the file that llama.cpp wrote differs from what its log tells; please report this")
 
