@@ -1,4 +1,4 @@
-"""Headers by llama.cpp's own GGUF functions: their size before a file is written, and what one that was written holds."""
+"""Headers by llama.cpp's own GGUF functions: their size before a file is written, and what a written one holds."""
 
 from __future__ import annotations
 
