@@ -100,7 +100,7 @@ def _use_panel(notebook: NotebookPage) -> None:
     question.press("Enter")
     page.locator(".lm-turn.last").wait_for(timeout=120_000)
     page.get_by_role("button", name="Tokens and their probabilities").click()
-    page.locator(".lm-tok").nth(11).click()
+    page.locator(".lm-tok").nth(0).click()
     page.locator(".lm-candidate").first.wait_for(timeout=60_000)
     page.mouse.move(5, 5)
 

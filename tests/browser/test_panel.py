@@ -73,7 +73,7 @@ def test_the_story(panel: NotebookPage, tmp_path: Path) -> None:
     # the theatre: candidates fall away
     page.locator(".lm-turn.last").get_by_role("button", name="Tokens and their probabilities").click()
     page.locator(".lm-turn.last .lm-tok").nth(1).click()
-    expect(page.locator(".lm-candidate").first).to_be_visible(timeout=30_000)
+    expect(page.locator(".lm-candidate").first).to_be_visible(timeout=90_000)
     slider = page.get_by_label("Top-k--top-k")
     slider.fill("2")
     expect(page.locator(".lm-candidate:not(.gone)")).to_have_count(2)
