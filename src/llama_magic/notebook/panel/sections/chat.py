@@ -116,8 +116,8 @@ class ChatSection(Section):
 
         self.bench.dismiss("ask")
         at = len(self._shown) if turn is None else turn
+        self.bench.emit({"stream": {"begin": True}})  # first: the answer before this one must not show again
         self.set(streaming={"at": at, "user": neutralise(text), "began": time.time()})
-        self.bench.emit({"stream": {"begin": True}})
         self.bench.run(panel, "chat", "answering", work)
 
     def ended(self, job: Job) -> None:
