@@ -23,7 +23,8 @@ def kept() -> Iterator[None]:
 
 
 def waiting() -> list[int]:
-    """Process ids of the workers that wait."""
+    """Process ids of the workers that wait, once what ends has ended."""
+    spare._settle()
     return [one.client.pid for one in spare._waiting if one.client.pid is not None]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_magic.backends.setup import STOCK, BackendSetup, selected
-from llama_magic.engine.spare import prepare_spare, take_spare
+from llama_magic.engine.spare import end_job, take_spare
 from llama_magic.errors import GenerationInterrupted, JobInterrupted
 from llama_magic.progress import Report
 
@@ -116,13 +116,15 @@ def run_job(
     if setup is None:
         setup = STOCK if type(request).__name__ in _PLAIN else selected()
     client = job_client(setup)
+    done = False
     try:
-        return client.request(request, progress)
+        result = client.request(request, progress)
+        done = True
     except GenerationInterrupted as stopped:
         raise JobInterrupted(stopped.result) from None
     finally:
-        client.close()
-        prepare_spare()
+        end_job(client, wait=not done)
         for path in partial:
             with contextlib.suppress(OSError):
                 Path(path).unlink(missing_ok=True)
+    return result

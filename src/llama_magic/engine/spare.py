@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_magic.engine.client import EngineClient
+    from llama_magic.engine.client import Client, EngineClient
 
-__all__ = ["IDLE_S", "WarmUpRequest", "keep_spare", "prepare_spare", "take_spare"]
+__all__ = ["IDLE_S", "WarmUpRequest", "end_job", "keep_spare", "prepare_spare", "take_spare"]
 
 #: Seconds after which a spare worker that nobody needed is ended.
 IDLE_S = 300.0
+#: Seconds that the end of a worker may take before the next one does not wait for it.
+_ENDING_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class _Spare:
 _lock = threading.Lock()
 _wanted = False
 _waiting: list[_Spare] = []
+_ending: list[threading.Thread] = []
 
 
 def keep_spare(wanted: bool) -> None:
@@ -64,8 +67,40 @@ def prepare_spare() -> None:
         _waiting.append(_Spare(client, dict(os.environ), os.getpid(), timer))
 
 
+def end_job(client: Client, *, wait: bool) -> None:
+    """End a job's worker and start a spare one where that is wanted.
+
+    Parameters
+    ----------
+    wait
+        False where the result is there already: nobody has to wait until the worker's memory is given back, but
+        `take_spare` does.
+    """
+
+    def end() -> None:
+        client.close()
+        prepare_spare()
+
+    if wait:
+        end()
+        return
+    thread = threading.Thread(target=end, name="llama-magic-ending", daemon=True)
+    with _lock:
+        _ending[:] = [*(other for other in _ending if other.is_alive()), thread]
+        thread.start()
+
+
+def _settle() -> None:
+    """Wait until what ends has ended."""
+    with _lock:
+        threads = list(_ending)
+    for thread in threads:
+        thread.join(_ENDING_S)
+
+
 def take_spare() -> EngineClient | None:
     """Return a client whose worker is started already, None where there is none that fits. The caller closes it."""
+    _settle()
     with _lock:
         spare = _waiting.pop() if _waiting else None
     if spare is None or spare.owner != os.getpid():
@@ -78,6 +113,7 @@ def take_spare() -> EngineClient | None:
 
 
 def _drop() -> None:
+    _settle()
     with _lock:
         gone, _waiting[:] = _waiting[:], []
     for spare in gone:
