@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,13 +14,7 @@ from IPython.utils.capture import capture_output
 from llama_magic.api.session import current_session, set_session
 from llama_magic.engine.client import get_client, set_client
 from tests.fakes import FakeClient
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline, pause = time.monotonic() + seconds, threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        pause.wait(0.01)
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,7 @@ from llama_magic.notebook.parsers import split
 from llama_magic.notebook.subcommands import CELL
 from llama_magic.progress import Progress
 from tests.fakes import FakeClient
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline, pause = time.monotonic() + seconds, threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        pause.wait(0.01)
-
+from tests.waiting import wait_until
 
 # -- jobs --------------------------------------------------------------------------------------------------
 
