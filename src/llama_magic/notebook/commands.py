@@ -11,10 +11,8 @@ from typing import Any
 
 from traitlets import TraitError
 
-from llama_magic.api.fit import worker_memory
 from llama_magic.api.session import Session
 from llama_magic.errors import InvalidRequestError
-from llama_magic.evaluation.tune import flags_of
 from llama_magic.inference.conversation import Conversation
 from llama_magic.inference.params import SamplingParams
 from llama_magic.models.options import LoadOptions, ModelInfo
@@ -45,8 +43,15 @@ def load(context: Context, arguments: Arguments) -> str:
     info = context.session.load(
         ref, arguments.group("loading"), force=arguments.get("force", False), on_progress=context.on_progress
     )
-    tuned = flags_of(context.session.tuned)
-    return describe(info) + (f"\ntuned: {tuned} (%llama tune --reset forgets it)" if tuned else "")
+    return describe(info) + _tuned(context.session)
+
+
+def _tuned(session: Session) -> str:
+    if not session.tuned:
+        return ""
+    from llama_magic.evaluation.tune import flags_of
+
+    return f"\ntuned: {flags_of(session.tuned)} (%llama tune --reset forgets it)"
 
 
 def describe(info: ModelInfo) -> str:
@@ -62,6 +67,9 @@ def describe(info: ModelInfo) -> str:
 
 def unload(context: Context, arguments: Arguments) -> str:
     """``%llama unload [model]``."""
+    # Not above: the library of models comes with it, which `%load_ext` can do without.
+    from llama_magic.api.fit import worker_memory
+
     before = worker_memory()
     paths = context.session.unload(arguments.word)
     freed = before - worker_memory()
