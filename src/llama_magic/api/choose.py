@@ -36,7 +36,7 @@ def choose(
     min_tps: float | None = None,
     text: TextLike = None,
     n_ctx: int = 512,
-    chunks: int | None = None,
+    chunks: int | None = 8,
     runs: int = 3,
     n_prompt: int = 0,
     n_gen: int = 64,
