@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.runner import ROOT
-from llama_magic.engine import client as client_module
+from llama_magic.engine.client import EngineClient
 from llama_magic.engine.process import WorkerProcess
 from llama_magic.inference.results import Completion
 
@@ -74,6 +74,7 @@ class _ProbedWorker(WorkerProcess):
         return subprocess.Popen(
             [sys.executable, "-m", "benchmarks.probe", *arguments],
             cwd=ROOT,
+            env=self._environment,
             stdin=stdin,
             stdout=self._output,
             stderr=self._output,
@@ -84,12 +85,12 @@ class _ProbedWorker(WorkerProcess):
 
 def probed_workers() -> Callable[[], None]:
     """Let clients start workers with clocks from now on; returns what undoes it."""
-    place: Any = client_module
-    before = place.WorkerProcess
-    place.WorkerProcess = _ProbedWorker
+    place: Any = EngineClient
+    before = place.start_worker
+    place.start_worker = staticmethod(_ProbedWorker)
 
     def undo() -> None:
-        place.WorkerProcess = before
+        place.start_worker = staticmethod(before)
 
     return undo
 
