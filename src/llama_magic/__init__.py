@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from llama_magic.api.evaluate import kl_divergence, perplexity
     from llama_magic.api.fit import fit
     from llama_magic.api.imatrix import imatrix
+    from llama_magic.api.inspect import inspect
     from llama_magic.api.levels import clear_levels
     from llama_magic.api.library import catalog, delete, download, models, search
-    from llama_magic.api.model import Chat, Model, inspect, load
+    from llama_magic.api.model import Chat, Model, load
     from llama_magic.api.quantize import ftypes, plan, quantize
     from llama_magic.api.rpc import RpcServer, rpc_add, rpc_hosts, rpc_remove, rpc_serve, rpc_stop
     from llama_magic.api.saved import SavedConversation, SavedConversations, saved_conversations
@@ -126,7 +127,8 @@ _HOMES = {
     "llama_magic.api.fit": "fit",
     "llama_magic.api.imatrix": "imatrix",
     "llama_magic.api.library": "catalog delete download search",
-    "llama_magic.api.model": "Chat Model inspect load",
+    "llama_magic.api.inspect": "inspect",
+    "llama_magic.api.model": "Chat Model load",
     "llama_magic.api.quantize": "ftypes plan quantize",
     "llama_magic.api.saved": "SavedConversation SavedConversations saved_conversations",
     "llama_magic.api.session": "Session current_session",

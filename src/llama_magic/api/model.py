@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,32 +31,14 @@ from llama_magic.inference.params import SamplingParams
 from llama_magic.inference.results import Completion, Message
 from llama_magic.models.gguf import ModelMetadata, read_metadata
 from llama_magic.models.options import LoadOptions, ModelInfo, ModelSpec
-from llama_magic.progress import Report
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Chat", "Model", "inspect", "load"]
+__all__ = ["Chat", "Model", "load"]
 
 #: A prompt: text to continue, or messages of a chat as (role, content) pairs or as OpenAI's dicts.
 PromptLike = str | Sequence[Message | tuple[str, str] | Mapping[str, str]]
-
-
-def inspect(ref: str | os.PathLike[str], *, progress: Report | None = None) -> ModelMetadata:
-    """Return what a model's file says of itself, without loading it.
-
-    Of a file on the Hub that is not in the cache, only the header is fetched: a few megabytes.
-
-    Raises
-    ------
-    ModelNotFoundError, InvalidModelError, DownloadError
-    """
-    from llama_magic.models.remote import hub_of, inspect_hub
-
-    reference = hub_of(os.fspath(ref))
-    if reference is None:
-        return read_metadata(locate(ref, progress))
-    return inspect_hub(reference, progress)
 
 
 def load(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 
-from llama_magic.api.model import inspect as inspect_model
+from llama_magic.api.inspect import inspect as inspect_model
 from llama_magic.errors import InvalidRequestError
 from llama_magic.markup import Html, heading, note, page
 from llama_magic.models.card import TensorTable, card, clean, clean_block

@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_magic.api import library
 from llama_magic.api.fit import fit_options
-from llama_magic.api.model import inspect
+from llama_magic.api.inspect import inspect
 from llama_magic.errors import LlamaMagicError
 from llama_magic.models.card import clean, file_name, rows
 from llama_magic.models.fit import FitReport

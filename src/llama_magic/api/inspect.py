@@ -1,0 +1,29 @@
+"""What a model is, without loading it. Apart from `api.model`: the first look at a file needs little of the rest."""
+
+from __future__ import annotations
+
+import os
+
+from llama_magic.api.library import locate
+from llama_magic.models.gguf import read_metadata
+from llama_magic.models.metadata import ModelMetadata
+from llama_magic.progress import Report
+
+__all__ = ["inspect"]
+
+
+def inspect(ref: str | os.PathLike[str], *, progress: Report | None = None) -> ModelMetadata:
+    """Return what a model's file says of itself, without loading it.
+
+    Of a file on the Hub that is not in the cache, only the header is fetched: a few megabytes.
+
+    Raises
+    ------
+    ModelNotFoundError, InvalidModelError, DownloadError
+    """
+    from llama_magic.models.remote import hub_of, inspect_hub
+
+    reference = hub_of(os.fspath(ref))
+    if reference is None:
+        return read_metadata(locate(ref, progress))
+    return inspect_hub(reference, progress)
