@@ -43,7 +43,7 @@ def ask(page: Page, text: str, tokens: int) -> None:
     length = body.get_by_label("Most tokens")
     if not length.is_visible():
         body.get_by_text("System prompt, length").click()
-    for field, value in ((length, str(tokens)), (body.get_by_label("Seed"), "3")):
+    for field, value in ((length, str(tokens)), (body.get_by_label("Seed", exact=True), "3")):
         field.fill(value)
         field.press("Tab")
     question = body.get_by_label("Question", exact=True)
