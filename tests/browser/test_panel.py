@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import psutil
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from llama_magic.backends.built import BuildResult
 from tests.browser.conftest import OpenNotebook
 from tests.browser.jupyter import NotebookPage
+from tests.browser.looks import dead_controls
 from tests.conftest import REPOSITORY
+from tests.waiting import wait_until
 
 ASSETS = REPOSITORY / "src" / "llama_magic" / "notebook" / "panel" / "assets"
 CELLS = ["%load_ext llama_magic", "%llama panel", "1 + 1"]
@@ -53,68 +57,183 @@ def ask(page: Page, text: str, tokens: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_story(panel: NotebookPage, tmp_path: Path) -> None:
+def test_the_story(panel: NotebookPage, tmp_path: Path, modules: BuildResult) -> None:
+    """What a person would do from the first click to the last, asserted by what is to be seen."""
+    assert modules.modules
     page = panel.page
-    # load
-    model = page.get_by_role("tabpanel", name="Model")
-    expect(model.get_by_text("smollm2 fits")).to_be_visible(timeout=60_000)
-    model.get_by_role("button", name="Load", exact=True).click()
+    load(page)
+    chat_and_stop(page)
+    retry_edit_branch_undo(page)
+    theatre(page)
+    cells(panel)
+    quantize(page, tmp_path)
+    compare(page)
+    switch_backend(page)
+    lines_that_the_magics_take(page)
+    close(panel)
+
+
+def load(page: Page) -> None:
+    body = page.get_by_role("tabpanel", name="Model")
+    expect(body.get_by_text("smollm2 fits")).to_be_visible(timeout=60_000)
+    body.get_by_role("button", name="Load", exact=True).click()
     expect(page.locator(".lm-chip")).to_contain_text("SmolLM2-135M", timeout=60_000)
-    # chat, with everything a model may say inert
+    expect(body.locator(".lm-resident")).to_contain_text("current", timeout=30_000)
+
+
+def chat_and_stop(page: Page) -> None:
     ask(page, "Say hello.", 12)
-    first = page.locator(".lm-turn").first
-    expect(first.locator(".lm-foot")).to_contain_text("tok/s", timeout=60_000)
-    # stop
+    expect(page.locator(".lm-turn").first.locator(".lm-foot")).to_contain_text("tok/s", timeout=60_000)
     ask(page, "Write a very long story about a llama, in many chapters.", -1)
     stop = page.locator(".lm-composer").get_by_role("button", name="Stop")
     expect(page.locator(".lm-turn.live .lm-answer p").first).to_be_visible(timeout=60_000)
     stop.click()
     expect(stop).to_be_hidden(timeout=5_000)
     expect(page.locator(".lm-turn.last .lm-foot")).to_contain_text("interrupted")
-    # the theatre: candidates fall away
+
+
+def retry_edit_branch_undo(page: Page) -> None:
+    turns = page.locator(".lm-turn:not(.live)")
+    talks = page.get_by_role("combobox", name="Conversation or branch")
+    ask(page, "Name an animal.", 12)
+    expect(turns).to_have_count(3, timeout=60_000)
+    last = page.locator(".lm-turn.last")
+    expect(last.locator(".lm-bubble")).to_have_text("Name an animal.")
+    said = last.locator(".lm-answer").inner_text()
+    # again, with another seed than the one that is set
+    last.get_by_role("button", name="Answer again with another seed").click()
+    expect(last.locator(".lm-answer")).not_to_have_text(said, timeout=60_000)
+    expect(last.locator(".lm-foot")).to_contain_text("tok/s", timeout=60_000)
+    expect(turns).to_have_count(3)
+    expect(talks).to_contain_text("chat/branch-1 · 3 turns")
+    # a question is edited: what followed is a branch
+    turns.nth(1).get_by_role("button", name="Edit the question").click()
+    question = page.get_by_label("Question", exact=True)
+    expect(question).to_have_value("Write a very long story about a llama, in many chapters.")
+    expect(page.get_by_text("Editing turn 2")).to_be_visible()
+    question.fill("Say goodbye.")
+    question.press("Enter")
+    expect(turns.nth(1).locator(".lm-bubble")).to_have_text("Say goodbye.", timeout=60_000)
+    expect(turns).to_have_count(2)
+    expect(talks).to_contain_text("chat/branch-2 · 3 turns")
+    # back to the first turn: what followed is another branch, and can be gone to
+    turns.nth(0).get_by_role("button", name="Go back to here").click()
+    expect(turns).to_have_count(1)
+    expect(talks).to_contain_text("chat/branch-3 · 2 turns")
+    talks.select_option("chat/branch-3")
+    expect(turns).to_have_count(2)
+    page.locator(".lm-turn.last").get_by_role("button", name="Remove this turn").click()
+    expect(turns).to_have_count(1)
+
+
+def theatre(page: Page) -> None:
+    """Candidates fall away."""
     page.locator(".lm-turn.last").get_by_role("button", name="Tokens and their probabilities").click()
     page.locator(".lm-turn.last .lm-tok").nth(1).click()
     expect(page.locator(".lm-candidate").first).to_be_visible(timeout=90_000)
-    slider = page.get_by_label("Top-k--top-k")
-    slider.fill("2")
+    page.get_by_label("Top-k--top-k").fill("2")
     expect(page.locator(".lm-candidate:not(.gone)")).to_have_count(2)
     expect(page.locator(".lm-funnel li").nth(1)).to_contain_text("2")
-    # a cell sees what the panel set, and the panel sees what a cell asks
+
+
+def cells(panel: NotebookPage) -> None:
+    """A cell sees what the panel set, the panel sees what a cell asks, and a turn goes into the notebook as a cell."""
+    page = panel.page
     panel.set_source(2, "%%llama -cnv -n 4\nFrom a cell.")
     panel.run(2)
     expect(page.locator(".lm-turn.last .lm-bubble")).to_have_text("From a cell.")
-    # as a cell, into the notebook
     page.locator(".lm-turn.last").get_by_role("button", name="Insert below as a %%llama cell").click()
     page.wait_for_function("() => window.jupyterapp.shell.currentWidget.content.widgets.length === 4")
     inserted = "() => window.jupyterapp.shell.currentWidget.content.widgets[2].model.sharedModel.source"
     page.wait_for_function(f"() => ({inserted})().includes('From a cell.')")
     assert page.evaluate(inserted).startswith("%%llama -cnv")
-    # quantize
+
+
+def quantize(page: Page, folder: Path) -> None:
     body = tab(page, "Quantize")
     body.get_by_role("radio", name="Q4_0").click()
     expect(body.locator(".lm-figures")).to_contain_text("bits per weight", timeout=30_000)
     body.get_by_label("quantize what is quantized already").check()
-    body.get_by_label("Write to").fill(str(tmp_path))
+    body.get_by_label("Write to").fill(str(folder))
     body.get_by_role("button", name="Quantize", exact=True).click()
     expect(body.locator(".lm-resident")).to_contain_text("Q4_0.gguf", timeout=120_000)
     planned = body.locator(".lm-figure b").first.inner_text()
-    made = next(tmp_path.glob("*Q4_0.gguf"))
+    made = next(folder.glob("*Q4_0.gguf"))
     assert planned == f"{made.stat().st_size / 2**20:.1f} MiB"
-    # hardware, and the end
+
+
+def compare(page: Page) -> None:
+    """Q4_0 and Q8_0: the race, the table, the chart."""
+    body = tab(page, "Compare")
+    body.get_by_role("button", name="Q4_K_M").click()
+    expect(body.locator('[aria-pressed="true"]')).to_have_text(["Q8_0", "Q4_0"])
+    for label, value in (("Chunks of text", "2"), ("Timed runs", "0"), ("Tokens", "24")):
+        body.get_by_label(label, exact=True).fill(value)
+    body.get_by_role("button", name="Compare", exact=True).click()
+    expect(body.locator(".lm-live")).to_contain_text(re.compile(r"[\d.]+ tok/s · \d+ tokens"), timeout=180_000)
+    result = body.locator(".lm-result")
+    expect(result).to_contain_text("2 levels against F16", timeout=180_000)
+    heads = result.locator("table").first.locator("tbody th")
+    expect(heads).to_have_text([re.compile("F16"), re.compile("Q8_0"), re.compile("Q4_0")])
+    expect(result.locator("svg").first).to_contain_text("mean KL divergence")
+    expect(body.locator(".lm-live")).to_have_text("")
+
+
+def switch_backend(page: Page) -> None:
+    """BLAS is used, answers, and is switched off again; the model is loaded anew each time."""
     body = tab(page, "Hardware")
-    expect(body.locator(".lm-backend").first).to_contain_text("CPU", timeout=30_000)
+    blas = body.locator(".lm-backend").filter(has_text="BLAS").first
+    expect(blas).to_contain_text("ready", timeout=60_000)
     expect(body.locator(".lm-meter").first).to_contain_text("%")
-    body = tab(page, "Model")
-    body.get_by_role("button", name="Unload SmolLM2").click()
-    expect(page.locator(".lm-chip")).to_contain_text("no model loaded", timeout=30_000)
-    # the magic lines are ones that the magics take
+    blas.get_by_role("button", name="Use BLAS").click()
+    expect(blas).to_contain_text("✓ in use", timeout=60_000)
+    expect(blas.locator(".lm-device-row")).to_contain_text("BLAS")
+    expect(page.locator(".lm-chip")).to_contain_text("SmolLM2-135M")
+    turns = page.locator(".lm-turn:not(.live)")
+    before = turns.count()
+    ask(page, "Say hello once more, on other hardware.", 6)
+    expect(turns).to_have_count(before + 1, timeout=60_000)
+    expect(page.locator(".lm-turn.last .lm-foot")).to_contain_text("tok/s")
+    tab(page, "Hardware")
+    blas.get_by_role("button", name="Switch off BLAS").click()
+    expect(blas).to_contain_text("ready", timeout=60_000)
+    expect(blas.get_by_role("button", name="Use BLAS")).to_have_attribute("aria-disabled", "false")
+
+
+def lines_that_the_magics_take(page: Page) -> None:
+    """What the controls show as their line, the magics read."""
     from llama_magic.notebook.subcommands import SUBCOMMANDS
 
+    read = 0
     for line in page.locator(".lm-line-code").all_text_contents():
         if line.startswith("%llama "):
             name, _, rest = line.removeprefix("%llama ").partition(" ")
             if name in SUBCOMMANDS:
                 SUBCOMMANDS[name].parse(rest)
+                read += 1
+    assert read >= 6
+
+
+def close(panel: NotebookPage) -> None:
+    """The panel is closed while a comparison runs: its worker goes, the session's model stays."""
+    page = panel.page
+    cell = "import os\nfrom llama_magic.api.workers import keep_spare\nkeep_spare(False)\nprint(os.getpid())"
+    panel.set_source(3, cell)
+    kernel = psutil.Process(int(panel.run(3)))
+    kept = [process.pid for process in workers_of(kernel)]
+    assert len(kept) == 1, "the session's own"
+    body = tab(page, "Compare")
+    body.get_by_label("Chunks of text").fill("20")
+    body.get_by_role("button", name="Compare", exact=True).click()
+    wait_until(lambda: len(workers_of(kernel)) == 2, 60)
+    page.get_by_role("button", name="Close this panel").click()
+    expect(page.locator(".llama-panel")).to_have_count(0)
+    saved = page.locator(".llama-panel-page")
+    expect(saved).to_be_visible()
+    expect(saved).to_contain_text("Run the cell to open it again.")
+    wait_until(lambda: [process.pid for process in workers_of(kernel)] == kept, 10)
+    panel.set_source(3, "from llama_magic.api.session import current_session\nprint(current_session().loaded())")
+    assert "SmolLM2" in panel.run(3)
 
 
 @pytest.mark.timeout(300)
@@ -190,37 +309,53 @@ def by_llama_cpp(logits: list[float], params: dict[str, Any]) -> list[float]:
     return found if params["temperature"] > 0 else [1.0]
 
 
-#: Clicks, types and drags at random, on what a person could reach; returns how much it did.
+#: Clicks, types and drags at random, on what a person could reach; a model that can not be loaded now and then.
+#: Returns how much it did. What would take minutes or take the panel away is left out.
 _STORM = """async ([seed, count]) => {
     let state = seed;
-    const random = (n) => { state = (state * 1103515245 + 12345) % 2147483648; return state % n; };
+    const random = (n) => { state = (state * 1103515245 + 12345) % 2147483648; return Math.floor(state / 65536) % n; };
     const panel = document.querySelector('.llama-panel');
     const words = ['smollm2', 'Hello', '', '0', '-1', '3.5', '<img src=x onerror=alert(1)>', 'no/such.gguf', '🦙'];
+    const fire = (node, kind) => node.dispatchEvent(new Event(kind, { bubbles: true }));
+    const enter = (node) => node.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter', bubbles: true, cancelable: true }));
+    const left = /Insert below|^Build|Close this panel/;
+    window.testSaid = window.testSaid ?? new Set();
+    const watch = new MutationObserver(() => {
+        for (const node of panel.querySelectorAll('.lm-error')) window.testSaid.add(node.textContent);
+    });
+    watch.observe(panel, { childList: true, subtree: true });
     let done = 0;
     for (let step = 0; step < count; step += 1) {
+        if (step % 60 === 20) {
+            panel.querySelector('[role=tab][data-section=model]').click();
+            const search = panel.querySelector('input[type=search]');
+            search.value = step % 120 === 20 ? 'no/such.gguf' : './broken.gguf';
+            fire(search, 'input');
+            enter(search);
+            [...panel.querySelectorAll('.lm-model .lm-button')].find((node) => /^Load/.test(node.textContent)).click();
+        }
         const all = [...panel.querySelectorAll('button, input, select, textarea, summary, [role=option], [role=tab]')]
-            .filter((node) => node.offsetParent !== null);
+            .filter((node) => node.offsetParent !== null && !left.test(node.getAttribute('aria-label') ?? ''));
         const node = all[random(all.length)];
         if (!node) continue;
         if (node.matches('textarea, input[type=search], input:not([type]), input[type=number]')) {
             node.focus();
             node.value = words[random(words.length)];
-            node.dispatchEvent(new Event('input', { bubbles: true }));
-            node.dispatchEvent(new Event('change', { bubbles: true }));
-            node.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter', bubbles: true, cancelable: true }));
+            fire(node, 'input');
+            fire(node, 'change');
+            enter(node);
         } else if (node.type === 'range') {
             node.value = random(100) * (Number(node.max) || 100) / 100;
-            node.dispatchEvent(new Event('input', { bubbles: true }));
-            node.dispatchEvent(new Event('change', { bubbles: true }));
+            fire(node, 'input');
+            fire(node, 'change');
         } else if (node.tagName === 'SELECT') {
             node.selectedIndex = random(Math.max(node.options.length, 1));
-            node.dispatchEvent(new Event('change', { bubbles: true }));
-        } else if (!node.textContent.includes('Insert below')) {
-            node.click();
-        }
+            fire(node, 'change');
+        } else node.click();
         done += 1;
-        await new Promise((next) => setTimeout(next, 25 + random(50)));
+        await new Promise((next) => setTimeout(next, 8 + random(40)));
     }
+    watch.disconnect();
     return done;
 }"""
 
@@ -236,19 +371,24 @@ def workers_of(kernel: psutil.Process) -> list[psutil.Process]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_hundreds_of_random_clicks(panel: NotebookPage) -> None:
+def test_five_hundred_random_clicks(panel: NotebookPage) -> None:
     page = panel.page
     page.on("dialog", lambda dialog: pytest.fail(f"a dialog: {dialog.message}"))
     panel.set_source(2, "import os; print(os.getpid())")
     kernel = psutil.Process(int(panel.run(2)))
-    assert page.evaluate(_STORM, [7, 200]) >= 150
+    (panel.lab.root / "broken.gguf").write_bytes(b"GGUF" + bytes(200))
+    done = page.evaluate(_STORM, [7, 300])
     # a worker killed under it
     for child in workers_of(kernel):
         child.kill()
-    assert page.evaluate(_STORM, [11, 150]) >= 100
+    done += page.evaluate(_STORM, [11, 200])
+    assert done >= 495
     assert page.locator(".lm-banner.warn").count() == 0, page.locator(".lm-banner.warn").all_inner_texts()
-    bugs = [text for text in page.locator(".lm-error").all_inner_texts() if "bug in llama_magic" in text]
-    assert bugs == []
+    said = page.evaluate("() => [...window.testSaid]")
+    assert [text for text in said if "bug in llama_magic" in text] == []
+    assert any("no/such.gguf" in text for text in said), "loads failed, and it was said why"
+    assert any("broken.gguf" in text for text in said)
+    assert dead_controls(page, ".llama-panel") == []
     # it still answers, and nothing but the session's worker is left, beside the spare one for the next job
     panel.set_source(2, "from llama_magic.api.workers import keep_spare\n"
                         "from llama_magic.notebook.panel.workbench import workbench\nb = workbench()\n"

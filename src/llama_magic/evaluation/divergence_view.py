@@ -19,7 +19,7 @@ from llama_magic.units import format_probability, format_seconds
 if TYPE_CHECKING:
     from llama_magic.evaluation.divergence import Divergence, ForcedToken, ForcedTokens
 
-__all__ = ["compared_html", "html_of", "place_html", "text_of"]
+__all__ = ["compared_html", "html_of", "place_html", "summary", "text_of"]
 
 #: From a value on: words for the legend, and the look. Underlines say the same as colours.
 _Levels = Sequence[tuple[float, str, str]]
@@ -54,7 +54,8 @@ def _look(levels: _Levels, value: float) -> str:
     return next((look for least, _, look in levels if value >= least), "")
 
 
-def _summary(found: Divergence, place: int) -> str:
+def summary(found: Divergence, place: int) -> str:
+    """Return in a sentence how far a model is from the reference."""
     one, apart = found.models[place], found.disagreements(place)
     count = len(one.tokens)
     said = f"mean KLD {max(one.mean_kld, 0):.4f} · "
@@ -74,7 +75,7 @@ def text_of(found: Divergence) -> str:
     """Return a divergence as text: the disagreements of each model with the likeliest tokens of both."""
     lines = [f"{_title(found)} {', '.join(short_name(one.model) for one in found.models)}", neutralise(found.text)]
     for place, one in enumerate(found.models):
-        lines += ["", f"{short_name(one.model)}: {_summary(found, place)}"]
+        lines += ["", f"{short_name(one.model)}: {summary(found, place)}"]
         rows = [
             (str(at + 1), quoted(found.texts[at]), _list(found.base.tokens[at], 3), _list(one.tokens[at], 3),
              f"{one.tokens[at].kld:.3f}", str(one.tokens[at].rank))
@@ -116,7 +117,7 @@ def _section(found: Divergence, place: int) -> list[object]:
     one, apart = found.models[place], found.disagreements(place)
     by_kld = _tokens(found, place, _BY_KLD, lambda token: token.kld, linked=True)
     by_rank = _tokens(found, place, _BY_RANK, lambda token: token.rank, linked=False)
-    parts: list[object] = [heading(short_name(one.model), _summary(found, place)), _strip(found, place), by_kld]
+    parts: list[object] = [heading(short_name(one.model), summary(found, place)), _strip(found, place), by_kld]
     if apart:
         # open, since a link does not open a fold in JupyterLab; and in a box, since there may be many
         rows = Html(f'<div style="max-height:24em;overflow-y:auto">{_rows(found, place)}</div>')

@@ -19,13 +19,13 @@ from llama_magic.errors import (
     LlamaMagicError,
     SchemaError,
 )
-from llama_magic.inference.conversation import CellRun
 from llama_magic.notebook.body import cell_text, fill_in
 from llama_magic.notebook.commands import Context
 from llama_magic.notebook.config import Defaults
 from llama_magic.notebook.converters import unescape
 from llama_magic.notebook.help import docstring
 from llama_magic.notebook.history import history_bundle
+from llama_magic.notebook.origin import cell_run
 from llama_magic.notebook.parsers import Arguments, split
 from llama_magic.notebook.running import all_text, run
 from llama_magic.notebook.subcommands import CELL, SUBCOMMANDS
@@ -167,7 +167,7 @@ class LlamaMagic(Magics, Defaults):
             chat="" if arguments.get("new") and "chat" not in arguments.values else arguments.get("chat"),
             new=arguments.get("new", False),
             complete=arguments.get("complete", False),
-            origin=_origin(self._shell),
+            origin=cell_run(self._shell),
             force=arguments.get("force", False),
         )
 
@@ -210,12 +210,3 @@ def _unknown(name: str) -> str:
     if not hint and is_model_ref(name):
         return f"to load {name}: %llama load {name}; to ask it: %%llama {name} and the prompt below"
     return f"unknown subcommand {name!r}.{hint or ' %llama help lists them all.'}"
-
-
-def _origin(shell: Any) -> CellRun | None:
-    """Return which cell runs, from the message that asked for it; None where nothing tells cells apart."""
-    parent = shell.get_parent() if hasattr(shell, "get_parent") else None
-    if not isinstance(parent, dict):
-        return None
-    cell = parent.get("metadata", {}).get("cellId")
-    return CellRun(str(cell), str(parent.get("header", {}).get("msg_id", ""))) if cell else None

@@ -6,6 +6,7 @@ import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from llama_magic.notebook.origin import cell_run
 from llama_magic.notebook.panel.static_page import static_page
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Panel:
             from llama_magic.notebook.panel.widget import PanelWidget, root_of
 
             self.widget = PanelWidget(bench, self._id, section)
+            self.widget.on_close = self.close
             self._root = root_of(self.widget)
         bench.listeners.append(self._changed)
 
@@ -64,6 +66,7 @@ class Panel:
     def _ipython_display_(self) -> None:
         from IPython.core.display_functions import display
 
+        self._take_place()
         # The first output is the page for a saved notebook, which the live view hides; the second is the view.
         display({"text/html": self._page(), "text/plain": "llama_magic panel"}, raw=True, display_id=self._page_id)
         self._shown = True
@@ -71,12 +74,33 @@ class Panel:
         data = dict(view[0] if isinstance(view, tuple) else view)
         display({**data, "text/html": _ELSEWHERE, "text/plain": "llama_magic panel"}, raw=True)
 
+    def _take_place(self) -> None:
+        """Follow the panel that an earlier run of this cell showed: nobody sees that one any more."""
+        from IPython.core.getipython import get_ipython
+
+        run = cell_run(get_ipython())
+        if run is None:
+            return
+        before = self._bench.places.get(run.cell)
+        self._bench.places[run.cell] = (run.run, self)
+        if (
+            before is None
+            or before[0] == run.run
+            or any(before[1] is panel for _, panel in self._bench.places.values())
+        ):
+            return
+        old: Panel = before[1]
+        old._shown = False
+        self._bench.call(lambda: self._bench.runner.hand_over(old._id, self._id))
+        old.close()
+
     def close(self) -> None:
         """Close the panel, and stop what was started from it; models stay loaded."""
         if self._changed not in self._bench.listeners:
             return
         if self._timer is not None:
             self._timer.cancel()
+        if self._shown:
             self._update()
         self._bench.listeners.remove(self._changed)
         self.widget.close()

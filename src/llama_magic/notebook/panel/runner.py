@@ -130,6 +130,12 @@ class Runner:
             if job.owner == owner and job.active:
                 self.stop(lane)
 
+    def hand_over(self, owner: str, heir: str) -> None:
+        """Let another panel go on with what was started from one."""
+        for job in self.jobs.values():
+            if job.owner == owner:
+                job.owner = heir
+
     def _run(
         self,
         job: Job,

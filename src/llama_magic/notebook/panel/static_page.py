@@ -8,6 +8,9 @@ from llama_magic.markup import Html, details, facts, heading, note, page
 
 __all__ = ["static_page"]
 
+#: Characters of HTML that the conversation may take: the page is sent anew whenever something changed.
+_MOST = 60_000
+
 _RUN = "This is the panel as it was when the notebook was saved. Run the cell to open it again."
 
 
@@ -52,10 +55,19 @@ def _chat(chat: dict[str, Any]) -> list[object]:
     parts: list[object] = [heading("Conversation", chat.get("name", ""))]
     if chat.get("system"):
         parts.append(facts([("system", chat["system"])]))
-    hidden = turns[:-6]
-    if hidden:
-        parts.append(details(f"{len(hidden)} earlier turns", *(_turn(turn) for turn in hidden)))
-    parts += [_turn(turn) for turn in turns[-6:]]
+    shown: list[Html] = []
+    left = _MOST
+    for turn in reversed(turns):
+        made = _turn(turn)
+        left -= len(made)
+        if shown and left < 0:
+            break
+        shown.insert(0, made)
+    if len(shown) < len(turns):
+        parts.append(note(f"{len(turns) - len(shown)} earlier turns are not on this page; %llama save keeps them all."))
+    if shown[:-6]:
+        parts.append(details(f"{len(shown[:-6])} earlier turns", *shown[:-6]))
+    parts += shown[-6:]
     return parts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ class PanelWidget(anywidget.AnyWidget):
 
     def __init__(self, bench: Workbench, panel_id: str, section: str) -> None:
         self._bench = bench
+        self.on_close: Callable[[], None] = self.close
         begin = {**bench.open(panel_id, self._deliver), "open": section}
         super().__init__(modules=_modules(), state=begin, panel_id=panel_id)
         self.on_msg(self._receive)
@@ -61,7 +63,10 @@ class PanelWidget(anywidget.AnyWidget):
     def _receive(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
         if "ack" in message:
             self.send({"ack": message["ack"]})
-        self._bench.receive(self.panel_id, message)
+        if message.get("do") == "app.close":
+            self.on_close()
+        else:
+            self._bench.receive(self.panel_id, message)
 
     def _deliver(self, message: dict[str, Any], buffers: list[bytes]) -> None:
         if self.comm is not None:

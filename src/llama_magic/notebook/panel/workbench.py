@@ -77,6 +77,8 @@ class Workbench:
         self.defaults: Defaults | None = None
         self.state: dict[str, dict[str, Any]] = {"jobs": {}, "app": {}}
         self.listeners: list[Callable[[str], None]] = []
+        #: By cell: which run of it showed a panel, and that panel.
+        self.places: dict[str, tuple[str, Any]] = {}
         self._sinks: dict[str, Sink] = {}
         self._hidden: set[str] = set()
         self._posts: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

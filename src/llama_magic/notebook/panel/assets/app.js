@@ -100,7 +100,8 @@ function head(store) {
         : h("span", { class: "lm-muted" }, "no model loaded"),
     );
   });
-  return h("header", { class: "lm-head" }, h("div", { class: "lm-brand" }, h("span", { class: "lm-mark", "aria-hidden": "true" }, "🦙"), "llama_magic"), chip);
+  const close = iconButton("close", "Close this panel: what was started from it is stopped, models stay loaded", () => store.act("app.close"));
+  return h("header", { class: "lm-head" }, h("div", { class: "lm-brand" }, h("span", { class: "lm-mark", "aria-hidden": "true" }, "🦙"), "llama_magic"), chip, close);
 }
 
 function banners(store) {

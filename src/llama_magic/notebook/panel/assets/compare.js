@@ -1,6 +1,7 @@
 // Comparing levels: choose them, watch the race, read the result.
 
-import { active, button, field, fill, h, jobView, magicLine, quoted } from "./dom.js";
+import { active, button, field, h, jobView, magicLine, quoted } from "./dom.js";
+import { scrubber } from "./scrubber.js";
 
 const LEVELS = ["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_NL", "Q3_K_M", "Q2_K"];
 
@@ -18,15 +19,16 @@ export function compareSection(store) {
   const live = h("div", { class: "lm-live" });
   const result = h("div", { class: "lm-result" });
   const why = h("div", { class: "lm-note", role: "status" });
-  let drawn = { head: null, table: null, result: null };
+  const drawn = { head: null, table: null, result: null };
   const heads = h("div", {});
   const tables = h("div", {});
   live.append(heads, tables);
 
   const whole = (node) => Math.max(0, Math.round(Number(node.value) || 0));
   const levels = () => LEVELS.filter((level) => chosen.has(level));
+  const settings = () => ({ ref: source.value.trim() || "smollm2", levels: levels(), prompt: prompt.value, tokens: Math.max(1, whole(tokens)) });
   const run = button("Compare", () => {
-    store.act("compare.run", { ref: source.value.trim() || "smollm2", levels: levels(), prompt: prompt.value, chunks: whole(chunks), runs: whole(runs), tokens: Math.max(1, whole(tokens)) });
+    store.act("compare.run", { ...settings(), chunks: whole(chunks), runs: whole(runs) });
   }, { kind: "primary" });
 
   for (const level of LEVELS) {
@@ -41,7 +43,10 @@ export function compareSection(store) {
   }
   for (const node of [source, prompt, chunks, runs, tokens]) node.addEventListener("input", () => draw());
 
+  const closer = scrubber(store, settings);
+
   function draw() {
+    closer.draw();
     const busy = active(store.get("jobs").compare);
     const reason = busy ? "A comparison is under way." : levels().length ? "" : "Choose a level first.";
     run.can(reason);
@@ -76,6 +81,7 @@ export function compareSection(store) {
     ),
     live,
     result,
+    closer.node,
   );
   return { node };
 }

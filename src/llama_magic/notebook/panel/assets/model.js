@@ -193,6 +193,7 @@ function modelCard(store, act) {
     layers.max = fit?.n_layer ?? facts?.n_layer ?? 0;
     if (!picked && !none) layers.value = fit.n_gpu_layers;
     if (none) layers.value = 0;
+    layers.title = none ? "No accelerator is in use here: see Hardware." : "";
     layersTold.textContent = none ? "none" : `${layers.value} of ${layers.max}`;
     layersWhy.textContent = none ? "No accelerator is in use here: all layers are on the processor. See Hardware." : "What each device then holds is shown above.";
     const loaded = (model.loaded ?? []).some((row) => row.ref === act.ref());

@@ -14,7 +14,7 @@ const SHOWN = 24;
 export function theatre(store, draft) {
   const values = {};
   const line = magicLine("As a magic");
-  const scene = h("div", { class: "lm-scene" });
+  const scene = h("div", { class: "lm-scene", tabIndex: 0, role: "group", "aria-label": "The next token" });
   const strip = h("ol", { class: "lm-funnel", "aria-label": "Candidates left after each stage" });
   const label = h("div", { class: "lm-muted small" });
   let rows = [];
