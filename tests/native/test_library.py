@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import llama_magic as lm
-from llama_magic.api import library
+from llama_magic.api.locate import locate
 from llama_magic.engine.client import set_client
 from llama_magic.models.hub_cache import repo_folder
 from llama_magic.progress import Progress
@@ -122,7 +122,7 @@ def test_what_the_environment_says_now_holds(hub: Hub, monkeypatch: pytest.Monke
     assert lm.download(REPO).read_bytes() == DATA
     assert hub.leaks == []
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert library.locate(f"{REPO}:Q4_K_M") == str(library.locate(REPO))
+    assert locate(f"{REPO}:Q4_K_M") == str(locate(REPO))
 
 
 def test_search_tells_sizes_and_downloads(hub: Hub) -> None:

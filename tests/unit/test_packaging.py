@@ -176,6 +176,22 @@ assert "llama" in shell.magics_manager.magics["cell"]
     assert printed.strip() == "[]"
 
 
+def test_a_first_look_at_a_file_is_light(smollm2_path: Path) -> None:
+    printed = python(
+        f"""
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_line_magic("load_ext", "llama_magic")
+before = set(sys.modules)
+shell.run_line_magic("llama", "inspect {smollm2_path}")
+heavy = {{"numpy", "jinja2", "huggingface_hub", "pygments.lexers.templates", "llama_magic.engine.client"}}
+print(sorted(heavy & (set(sys.modules) - before)))
+"""
+    )
+    assert printed.splitlines()[-1] == "[]"
+
+
 def test_importing_changes_no_environment() -> None:
     printed = python(
         """

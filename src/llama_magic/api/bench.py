@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.api.speed import Lane, SpeedWorkers, busy_note
 from llama_magic.errors import (
     EngineCrashed,

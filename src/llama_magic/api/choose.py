@@ -10,7 +10,7 @@ from typing import Any
 from llama_magic.api.compare import Settings, TextLike
 from llama_magic.api.comparing import measure
 from llama_magic.api.levels import Lineup, line_up, plan_levels
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.errors import InvalidRequestError
 from llama_magic.evaluation.choice import Choice, Search, Trial
 from llama_magic.evaluation.comparison import LevelResult

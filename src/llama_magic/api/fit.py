@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from llama_magic.api.backends import setup_of
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.backends.setup import selected
 from llama_magic.engine.client import client_for, get_client
 from llama_magic.engine.jobs import run_job
@@ -48,7 +48,8 @@ def fit(ref: str | os.PathLike[str], *, progress: Report | None = None, **option
 
 def fit_options(ref: str, options: LoadOptions, progress: Report | None = None, *, whole: bool = False) -> FitReport:
     """Do the same for options that are there; `whole` takes the context the model was trained for."""
-    from llama_magic.models.remote import hub_of, inspect_hub
+    from llama_magic.models.remote import inspect_hub
+    from llama_magic.models.resolve import hub_of
 
     reference = hub_of(ref)
     metadata = read_metadata(locate(ref, progress)) if reference is None else inspect_hub(reference, progress)

@@ -11,7 +11,7 @@ from typing import Any
 
 from llama_magic.api.backends import setup_of
 from llama_magic.api.files import check_writable
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.api.texts import TextLike, text_part
 from llama_magic.engine.jobs import run_job
 from llama_magic.errors import InvalidRequestError, JobInterrupted

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.models.gguf import read_metadata
 from llama_magic.models.metadata import ModelMetadata
+from llama_magic.models.resolve import hub_of
 from llama_magic.progress import Report
 
 __all__ = ["inspect"]
@@ -21,9 +22,9 @@ def inspect(ref: str | os.PathLike[str], *, progress: Report | None = None) -> M
     ------
     ModelNotFoundError, InvalidModelError, DownloadError
     """
-    from llama_magic.models.remote import hub_of, inspect_hub
-
     reference = hub_of(os.fspath(ref))
     if reference is None:
         return read_metadata(locate(ref, progress))
+    from llama_magic.models.remote import inspect_hub
+
     return inspect_hub(reference, progress)

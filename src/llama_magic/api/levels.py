@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llama_magic.api.backends import library
 from llama_magic.api.imatrix import collect_imatrix
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.api.quantize import plan, quantize
 from llama_magic.errors import DiskFullError, InvalidRequestError, LlamaMagicError
 from llama_magic.evaluation.levels import QuantizationLevel

@@ -28,7 +28,7 @@ __all__ = [
     "download",
     "download_files",
     "fetch",
-    "locate",
+    "fetch_from_hub",
     "models",
     "plan_delete",
     "remove_alias",
@@ -63,7 +63,7 @@ def download(ref: str | os.PathLike[str], *, progress: Report | None = None) -> 
 def fetch(ref: str | os.PathLike[str], *, progress: Report | None = None) -> Download | Path:
     """Do the same as `download`, and return what is to tell of it; a local file as its path."""
     found = references.locate(os.fspath(ref))
-    return found if isinstance(found, Path) else _run(DownloadRequest(found), progress)
+    return found if isinstance(found, Path) else fetch_from_hub(DownloadRequest(found), progress)
 
 
 def download_files(
@@ -81,20 +81,11 @@ def download_files(
     ------
     ModelNotFoundError, DownloadError
     """
-    return _run(DownloadRequest(HubReference(repo, revision=revision), patterns), progress).path
+    return fetch_from_hub(DownloadRequest(HubReference(repo, revision=revision), patterns), progress).path
 
 
-def locate(ref: str | os.PathLike[str], progress: Report | None = None) -> str:
-    """Return the path of the file that a reference means, downloading it where it is not in the cache yet.
-
-    Raises
-    ------
-    ModelNotFoundError, DownloadError
-    """
-    return references.resolve(os.fspath(ref), lambda found: _run(DownloadRequest(found), progress).path)
-
-
-def _run(request: DownloadRequest, progress: Report | None) -> Download:
+def fetch_from_hub(request: DownloadRequest, progress: Report | None = None) -> Download:
+    """Answer a `DownloadRequest` in a worker; a stop says that what came is kept."""
     try:
         done: Download = run_job(request, progress)
     except JobInterrupted as stopped:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_magic.api.backends import client_of
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.api.saved import SavedConversation, load_saved, put_state, save_state
 from llama_magic.api.schema import Schema, load_schema
 from llama_magic.api.session import Generation

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.engine.client import get_client
 from llama_magic.engine.jobs import run_job
 from llama_magic.engine.spare import prepare_spare

@@ -121,7 +121,7 @@ class Session:
         if self._current is not None and ref in (None, self._current[1]):
             path, ref, own = self._current
             return ModelSpec(path, ref, self._options({**own, **(loading or {})}, path, tuned=tuned))
-        from llama_magic.api.library import locate
+        from llama_magic.api.locate import locate
 
         ref = ref or self.default_model
         path = locate(ref, on_progress)
@@ -445,7 +445,7 @@ class Session:
         """Load the model that a conversation was saved with. A file may name any: nothing is downloaded for it."""
         from pathlib import Path
 
-        from llama_magic.api.library import locate
+        from llama_magic.api.locate import locate
         from llama_magic.api.saved import loading_of
 
         if Path(header.path).is_file():

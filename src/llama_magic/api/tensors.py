@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.engine.jobs import run_job
 from llama_magic.errors import InvalidRequestError
 from llama_magic.progress import Report

@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.api.speed import Lane, SpeedWorkers, busy_note
 from llama_magic.backends.host import cpu_quota, default_threads
 from llama_magic.errors import (

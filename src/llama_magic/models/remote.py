@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -18,11 +17,11 @@ from llama_magic.errors import DownloadError, InvalidModelError, LlamaMagicError
 from llama_magic.models.gguf import join_parts, part_names, read_header, read_metadata
 from llama_magic.models.hub_cache import find_cached
 from llama_magic.models.metadata import ModelMetadata
-from llama_magic.models.references import DEFAULT_MODEL, HubReference, choose_file, expand_alias, parse_hub
+from llama_magic.models.references import HubReference, choose_file
 from llama_magic.progress import Progress, Report
 from llama_magic.units import format_bytes
 
-__all__ = ["hub_of", "inspect_hub", "read_remote"]
+__all__ = ["inspect_hub", "read_remote"]
 
 #: Bytes of the requests, one after the other; then the last again. 7.5 MiB hold a vocabulary of 260,000 tokens.
 _PIECES = (512 << 10, 1 << 20, 2 << 20, 2 << 20)
@@ -37,16 +36,6 @@ _AGAIN = (408, 429, 500, 502, 503, 504)
 _MOST_REDIRECTS = 5
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-def hub_of(ref: str) -> HubReference | None:
-    """Return what a reference means on the Hub; None where it means a file that is here, or nothing."""
-    ref = expand_alias(ref.strip())
-    if not ref.startswith("hf:") and (
-        ref.lower() == DEFAULT_MODEL or ref.lower().endswith(".gguf") or Path(ref).expanduser().exists()
-    ):
-        return None
-    return parse_hub(ref)
 
 
 def inspect_hub(reference: HubReference, progress: Report | None = None) -> ModelMetadata:

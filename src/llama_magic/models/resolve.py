@@ -29,6 +29,7 @@ __all__ = [
     "HubReference",
     "complete_refs",
     "embedded_path",
+    "hub_of",
     "is_model_ref",
     "locate",
     "parse_hub",
@@ -50,6 +51,16 @@ def embedded_path() -> Path | None:
         return None
     path = Path(spec.origin).parent / _EMBEDDED_FILE
     return path if path.is_file() else None
+
+
+def hub_of(ref: str) -> HubReference | None:
+    """Return what a reference means on the Hub; None where it means a file that is here, or nothing."""
+    ref = expand_alias(ref.strip())
+    if not ref.startswith("hf:") and (
+        ref.lower() == DEFAULT_MODEL or ref.lower().endswith(".gguf") or Path(ref).expanduser().exists()
+    ):
+        return None
+    return parse_hub(ref)
 
 
 def locate(ref: str) -> Path | HubReference:

@@ -99,6 +99,10 @@ def _look(kind: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _lexer(language: str) -> Lexer | None:
+    if language == "jinja":
+        from llama_magic.notebook.jinja_lexer import JinjaLexer
+
+        return JinjaLexer(stripnl=False, ensurenl=False)
     from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
     from pygments.util import ClassNotFound  # type: ignore[import-untyped]
 

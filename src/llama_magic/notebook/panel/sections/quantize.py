@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llama_magic.api.library import locate
+from llama_magic.api.locate import locate
 from llama_magic.api.quantize import ftypes, plan, quantize
 from llama_magic.notebook.panel.runner import Job
 from llama_magic.notebook.panel.workbench import Section
