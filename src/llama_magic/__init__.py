@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llama_magic.api.build import build_backend, build_wheel
     from llama_magic.api.choose import choose
     from llama_magic.api.compare import compare
+    from llama_magic.api.connect import RemoteModel, connect
     from llama_magic.api.convert import convert
     from llama_magic.api.diverge import diverge
     from llama_magic.api.doctor import doctor
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from llama_magic.api.quantize import ftypes, plan, quantize
     from llama_magic.api.rpc import RpcServer, rpc_add, rpc_hosts, rpc_remove, rpc_serve, rpc_stop
     from llama_magic.api.saved import SavedConversation, SavedConversations, saved_conversations
+    from llama_magic.api.serve import Server, serve, servers, stop_serving
     from llama_magic.api.session import Session, current_session
     from llama_magic.api.stream import GenerationStream
     from llama_magic.api.tensors import microscope, tensor_errors
@@ -63,9 +65,11 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         NativeError,
         OutOfMemoryError,
+        RemoteError,
         RpcHostError,
         SavedStateError,
         SchemaError,
+        ServerError,
     )
     from llama_magic.evaluation.bench import BenchResult, BenchRow
     from llama_magic.evaluation.choice import Choice
@@ -109,6 +113,7 @@ if TYPE_CHECKING:
         QuantizeResults,
         TensorChoice,
     )
+    from llama_magic.serving.records import ServedRequest, ServedRequests
 
 _HOMES = {
     "llama_magic.api.choose": "choose",
@@ -131,6 +136,8 @@ _HOMES = {
     "llama_magic.api.model": "Chat Model load",
     "llama_magic.api.quantize": "ftypes plan quantize",
     "llama_magic.api.saved": "SavedConversation SavedConversations saved_conversations",
+    "llama_magic.api.connect": "RemoteModel connect",
+    "llama_magic.api.serve": "Server serve servers stop_serving",
     "llama_magic.api.session": "Session current_session",
     "llama_magic.api.stream": "GenerationStream",
     "llama_magic.api.tensors": "microscope tensor_errors",
@@ -144,7 +151,7 @@ _HOMES = {
         "BackendError BuildError ChatTemplateError ContextFullError ConversationError DiskFullError DownloadError "
         "EngineCrashed EngineError EngineProtocolError GenerationInterrupted GrammarError InvalidModelError "
         "InvalidRequestError JobInterrupted LlamaMagicError MissingDependencyError ModelError ModelNotFoundError "
-        "NativeError OutOfMemoryError RpcHostError SavedStateError SchemaError"
+        "NativeError OutOfMemoryError RemoteError RpcHostError SavedStateError SchemaError ServerError"
     ),
     "llama_magic.evaluation.bench": "BenchResult BenchRow",
     "llama_magic.evaluation.divergence": "Divergence ForcedToken ForcedTokens",
@@ -159,6 +166,7 @@ _HOMES = {
     "llama_magic.models.library": ("Catalogue CatalogueEntry ModelList SearchHit SearchResults StoredModel Unfinished"),
     "llama_magic.models.options": "DeviceUse LoadOptions ModelInfo",
     "llama_magic.notebook.panel": "panel",
+    "llama_magic.serving.records": "ServedRequest ServedRequests",
     "llama_magic.quantization.convert": "ConvertResult",
     "llama_magic.quantization.ftypes": "Ftype FtypeTable",
     "llama_magic.quantization.imatrix": "ImatrixResult",
@@ -242,6 +250,8 @@ __all__ = [
     "Rate",
     "Receipt",
     "Recommendation",
+    "RemoteError",
+    "RemoteModel",
     "RpcHostError",
     "RpcHosts",
     "RpcServer",
@@ -253,6 +263,10 @@ __all__ = [
     "SchemaError",
     "SearchHit",
     "SearchResults",
+    "ServedRequest",
+    "ServedRequests",
+    "Server",
+    "ServerError",
     "Session",
     "Speedup",
     "StoredModel",
@@ -274,6 +288,7 @@ __all__ = [
     "choose",
     "clear_levels",
     "compare",
+    "connect",
     "convert",
     "current_session",
     "delete",
@@ -300,6 +315,9 @@ __all__ = [
     "rpc_stop",
     "saved_conversations",
     "search",
+    "serve",
+    "servers",
+    "stop_serving",
     "tensor_errors",
     "tune",
     "use_backend",

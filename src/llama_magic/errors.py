@@ -23,6 +23,8 @@
     │   └── EngineProtocolError               the two processes disagree (a bug)
     ├── ConversationError (LookupError)       no such conversation or turn
     ├── SavedStateError (ValueError)          a saved conversation is damaged, foreign or out of date
+    ├── ServerError (OSError)                 a server can not listen where it was told to
+    ├── RemoteError (OSError)                 a server elsewhere can not be reached, refused, or failed
     ├── MissingDependencyError (ImportError)  an optional package is not installed
     └── GenerationInterrupted (KeyboardInterrupt)  the user stopped it; holds what was made
         └── JobInterrupted                the same for long work that is no generation
@@ -58,9 +60,11 @@ __all__ = [
     "ModelNotFoundError",
     "NativeError",
     "OutOfMemoryError",
+    "RemoteError",
     "RpcHostError",
     "SavedStateError",
     "SchemaError",
+    "ServerError",
 ]
 
 
@@ -227,6 +231,33 @@ class ConversationError(LlamaMagicError, LookupError):
 
 class SavedStateError(LlamaMagicError, ValueError):
     """A saved conversation is damaged, or was made with another model, llama.cpp or cache."""
+
+
+class ServerError(LlamaMagicError, OSError):
+    """A server can not listen where it was told to."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class RemoteError(LlamaMagicError, OSError):
+    """A server elsewhere can not be reached, refused a request, or failed.
+
+    Parameters
+    ----------
+    message
+        What happened and what helps.
+    status
+        The HTTP status; 0 where there was no answer.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message, status)
+        self.message = message
+        self.status = status
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class MissingDependencyError(LlamaMagicError, ImportError):

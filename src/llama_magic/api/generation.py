@@ -97,6 +97,8 @@ class Generation:
 
     def _cli(self, receipt: Receipt) -> str:
         request = self.request
+        if "://" in request.spec.path:  # a model on a server: llama-cli has no file of it
+            return ""
         options = request.spec.options.replace(n_ctx=receipt.n_ctx or None, n_threads=receipt.n_threads or None)
         return llama_cli_line(
             options, request.params, path=request.spec.path, prompt=request.prompt, messages=request.messages

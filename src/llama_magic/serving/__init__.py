@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server over a loaded model, and the client of a server elsewhere."""
