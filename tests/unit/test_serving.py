@@ -487,7 +487,9 @@ def test_records_hold_no_text(start: Start) -> None:
 def test_a_port_that_is_in_use_names_one_that_is_free() -> None:
     with open_socket("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(errors.ServerError, match=rf"port {port} is in use; (\d+) is free \(port=0 picks") as raised:
+        with pytest.raises(
+            errors.ServerError, match=rf"port {port} is in use; (\d+) is free, and port 0 picks"
+        ) as raised:
             open_socket("127.0.0.1", port)
         assert "\n" not in str(raised.value)
     free = int(str(raised.value).split("; ")[1].split()[0])

@@ -6,14 +6,14 @@ import os
 import socket
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from llama_magic.api.model import Model, load
 from llama_magic.api.schema import load_schema
-from llama_magic.engine.protocol import GenerateRequest
+from llama_magic.engine.protocol import GenerateRequest, LoadRequest
 from llama_magic.errors import InvalidRequestError, MissingDependencyError
 from llama_magic.inference.params import SamplingParams
 from llama_magic.serving.listening import Listener, open_socket
@@ -25,16 +25,17 @@ from llama_magic.serving.views import ServerFacts, mask, server_page, server_tex
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from llama_magic.api.session import Session
     from llama_magic.engine.client import Client
     from llama_magic.engine.protocol import Progress
     from llama_magic.serving.app import Application
 
-__all__ = ["DEFAULT_PORT", "Server", "serve", "served_urls", "servers", "stop_serving"]
+__all__ = ["DEFAULT_PORT", "KEY_VARIABLE", "Server", "serve", "serve_session", "served_urls", "servers", "stop_serving"]
 
 #: llama-server's.
 DEFAULT_PORT = 8080
 #: Where llama-server takes its key from.
-_KEY_VARIABLE = "LLAMA_API_KEY"
+KEY_VARIABLE = "LLAMA_API_KEY"
 
 
 class _ServedModel:
@@ -252,7 +253,7 @@ def serve(
     application = _application()
     if max_waiting < 0 or max_body < 1:
         raise InvalidRequestError("max_waiting must be 0 or more, and max_body 1 or more")
-    key = api_key if api_key is not None else os.environ.get(_KEY_VARIABLE) or None
+    key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE) or None
     policy = make_policy(host, key, _names(cors), _names(allowed_hosts), max_body)
     if alias is not None and (not alias.strip() or not alias.isprintable()):
         raise InvalidRequestError(f"an alias consists of printable characters; got {alias!r}")
@@ -298,6 +299,29 @@ def _application() -> type[Application]:
 
 def _names(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def serve_session(
+    session: Session,
+    ref: str | None = None,
+    loading: Mapping[str, Any] | None = None,
+    *,
+    force: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **how: Any,
+) -> Server:
+    """Serve the current model of a session, or with `ref` another one, which does not become the current one by that.
+
+    Where no model is loaded yet, the default one is. `how` are `serve`'s keywords.
+    """
+    _application()  # before a model is loaded
+    if ref is None or session.model is None:
+        info = session.load(ref, loading, force=force, on_progress=progress)
+        spec = session.spec()
+    else:
+        spec = session.spec(ref, loading, progress)
+        info = session.client(spec).request(LoadRequest(spec, force), progress)
+    return serve(Model(spec, info, session.client(spec)), **how)
 
 
 def servers() -> tuple[Server, ...]:

@@ -5,6 +5,7 @@ None of them knows of IPython. A string is printed, any other object displayed.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,21 @@ def unload(context: Context, arguments: Arguments) -> str:
     before = worker_memory()
     paths = context.session.unload(arguments.word)
     freed = before - worker_memory()
+    served = _served(paths)
     if not paths:
         return "No model was loaded." if arguments.word is None else f"{arguments.word} was not loaded."
     names = ", ".join(dict.fromkeys(Path(path).name for path in paths))
-    return f"Unloaded {names}; the worker gave {format_bytes(freed)} back." if freed > 0 else f"Unloaded {names}."
+    done = f"Unloaded {names}; the worker gave {format_bytes(freed)} back." if freed > 0 else f"Unloaded {names}."
+    return done + served
+
+
+def _served(paths: tuple[str, ...]) -> str:
+    """Say where an unloaded model is still served. Without that module, nothing can be."""
+    module = sys.modules.get("llama_magic.api.serve")
+    urls = () if module is None else module.served_urls(paths)
+    if not urls:
+        return ""
+    return f"\nIt is served at {', '.join(urls)}: the next request loads it again. %llama stop ends that."
 
 
 def chat(context: Context, arguments: Arguments) -> str:

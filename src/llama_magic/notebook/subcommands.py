@@ -15,6 +15,7 @@ from llama_magic.notebook.lines import (
     models,
     panel,
     quantize,
+    serve,
     session,
 )
 from llama_magic.notebook.parsers import Parser
@@ -48,6 +49,7 @@ SUBCOMMANDS: dict[str, Parser] = {
         *doctor.PARSERS,
         *evaluate.PARSERS,
         *compare.PARSERS,
+        *serve.PARSERS,
         *panel.PARSERS,
     )
 }

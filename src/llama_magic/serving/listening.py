@@ -44,7 +44,7 @@ def open_socket(host: str, port: int) -> socket.socket:
         free = _free_port(family, address)
         if free is None or not port:
             raise ServerError(f"it can not listen at {host}: {exc.strerror or exc}") from None
-        raise ServerError(f"port {port} is in use; {free} is free (port=0 picks one by itself)") from None
+        raise ServerError(f"port {port} is in use; {free} is free, and port 0 picks one by itself") from None
 
 
 def _bind(family: int, address: Any) -> socket.socket:
