@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -68,6 +69,7 @@ def test_the_story(panel: NotebookPage, tmp_path: Path, modules: BuildResult) ->
     cells(panel)
     quantize(page, tmp_path)
     compare(page)
+    serve(page)
     switch_backend(page)
     lines_that_the_magics_take(page)
     close(panel)
@@ -177,6 +179,41 @@ def compare(page: Page) -> None:
     expect(heads).to_have_text([re.compile("F16"), re.compile("Q8_0"), re.compile("Q4_0")])
     expect(result.locator("svg").first).to_contain_text("mean KL divergence")
     expect(body.locator(".lm-live")).to_have_text("")
+
+
+def serve(page: Page) -> None:
+    """Another program asks, and is seen; the key is shown where it is asked for, and nowhere else."""
+    body = tab(page, "Serve")
+    body.get_by_label("Port").fill("0")
+    body.get_by_label("ask for an API key").check()
+    expect(body.locator(".lm-line-code")).to_have_text("%llama serve smollm2 --port 0 --api-key auto")
+    body.get_by_role("button", name="Serve", exact=True).click()
+    url = body.locator(".lm-address").inner_text(timeout=60_000)
+    secret = body.locator(".lm-secret")
+    expect(secret).to_have_text(re.compile(r"sk-….{4}"))
+    body.get_by_role("button", name="Show").click()
+    expect(secret).to_have_text(re.compile(r"sk-[\w-]{43}"))
+    key = secret.inner_text()
+    body.get_by_role("button", name="Hide").click()
+    expect(secret).to_have_text(f"sk-…{key[-4:]}")
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        assert client.post("/chat/completions", json=asked).status_code == 401
+        done = client.post("/chat/completions", json=asked, headers={"Authorization": f"Bearer {key}"})
+        assert done.json()["usage"]["completion_tokens"] == 4
+        rows = body.locator(".lm-requests tbody tr")
+        expect(rows).to_have_count(2)
+        expect(rows.nth(0)).to_contain_text(re.compile(r"/v1/chat/completions✓ 200\d+4[\d.]+"))
+        expect(rows.nth(1)).to_contain_text("401 refused")
+        assert key not in page.content()
+        assert key not in json.dumps(
+            page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.toJSON()")
+        )
+        expect(body.locator(".lm-line-code")).to_have_text(re.compile(r"%llama stop \d+"))
+        body.get_by_role("button", name="Stop serving").click()
+        expect(body.locator(".lm-server")).to_have_count(0)
+        with pytest.raises(httpx.ConnectError):
+            client.get("/models")
 
 
 def switch_backend(page: Page) -> None:

@@ -164,17 +164,18 @@ class Server:
         self.stop()
 
     def __repr__(self) -> str:
-        return server_text(self._facts())
+        return server_text(self.facts())
 
     def _repr_html_(self) -> str:
-        return server_page(self._facts())
+        return server_page(self.facts())
 
     def to_dict(self) -> dict[str, Any]:
         """Return what there is to know of it, without the key."""
-        told = self._facts()
+        told = self.facts()
         return {"model": told.model, "url": told.url, "running": told.running, "key": told.mask}
 
-    def _facts(self) -> ServerFacts:
+    def facts(self) -> ServerFacts:
+        """Return what views show of it."""
         place = _servers.index(self) if self in _servers else 0
         return ServerFacts(self.model, self.url, self.running, self.is_local, mask(self.api_key), place)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from llama_magic.markup import Html, badge, details, facts, heading, note, page
@@ -69,9 +70,9 @@ def python_lines(told: ServerFacts) -> str:
     top = "import llama_magic\n" if told.mask else ""
     return (
         f"{top}from openai import OpenAI\n\n"
-        f'client = OpenAI(base_url="{told.url}/v1", api_key={key})\n'
-        f'answer = client.chat.completions.create(model="{told.model}", '
-        'messages=[{"role": "user", "content": "Hello"}])\n'
+        f'client = OpenAI(\n    base_url="{told.url}/v1",\n    api_key={key},\n)\n'
+        f"answer = client.chat.completions.create(\n    model={json.dumps(told.model, ensure_ascii=False)},\n"
+        '    messages=[{"role": "user", "content": "Hello"}],\n)\n'
         "print(answer.choices[0].message.content)"
     )
 

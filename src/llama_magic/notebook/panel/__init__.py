@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["SECTION_NAMES", "panel"]
 
 #: Parts of the panel that can be opened first.
-SECTION_NAMES = ("model", "chat", "quantize", "hardware", "compare")
+SECTION_NAMES = ("model", "chat", "quantize", "hardware", "compare", "serve")
 
 
 def panel(section: str = "model", *, plain: bool = False) -> Panel:
@@ -22,7 +22,7 @@ def panel(section: str = "model", *, plain: bool = False) -> Panel:
     Parameters
     ----------
     section
-        The part to open first: "model", "chat", "quantize", "hardware" or "compare".
+        The part to open first: "model", "chat", "quantize", "hardware", "compare" or "serve".
     plain
         Use plain ipywidgets only: for front ends without anywidget.
 

@@ -213,6 +213,12 @@ class Workbench:
         for sink in list(self._sinks.values()):
             sink(message, buffers or [])
 
+    def tell(self, panel: str, message: dict[str, Any]) -> None:
+        """Send a message to one panel only."""
+        sink = self._sinks.get(panel)
+        if sink is not None:
+            sink(message, [])
+
     # -- what happens ----------------------------------------------------------------------
 
     def receive(self, panel: str, message: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import { chatSection } from "./chat.js";
 import { quantizeSection } from "./quantize.js";
 import { hardwareSection } from "./hardware.js";
 import { compareSection } from "./compare.js";
+import { serveSection } from "./serve.js";
 
 export { Store };
 
@@ -16,6 +17,7 @@ const SECTIONS = [
   ["quantize", "Quantize", quantizeSection],
   ["hardware", "Hardware", hardwareSection],
   ["compare", "Compare", compareSection],
+  ["serve", "Serve", serveSection],
 ];
 
 export function mount(el, store) {

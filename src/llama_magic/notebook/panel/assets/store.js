@@ -68,6 +68,7 @@ export class Store {
       this.theatre = { ...message.theatre, logits: new Float32Array(bytes) };
       this.tell("theatre", this.theatre);
     }
+    if (message.key) this.tell("key", message.key); // not part of the state: it is shown where it was asked for
     if (message.ack !== undefined) this.acked(message.ack);
   }
 
