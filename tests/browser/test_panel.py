@@ -187,7 +187,7 @@ def serve(page: Page) -> None:
     body.get_by_label("Port").fill("0")
     body.get_by_label("ask for an API key").check()
     expect(body.locator(".lm-line-code")).to_have_text("%llama serve smollm2 --port 0 --api-key auto")
-    body.get_by_role("button", name="Serve", exact=True).click()
+    body.get_by_role("button", name="Serve the model").click()
     url = body.locator(".lm-address").inner_text(timeout=60_000)
     secret = body.locator(".lm-secret")
     expect(secret).to_have_text(re.compile(r"sk-….{4}"))
@@ -355,7 +355,7 @@ _STORM = """async ([seed, count]) => {
     const words = ['smollm2', 'Hello', '', '0', '-1', '3.5', '<img src=x onerror=alert(1)>', 'no/such.gguf', '🦙'];
     const fire = (node, kind) => node.dispatchEvent(new Event(kind, { bubbles: true }));
     const enter = (node) => node.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter', bubbles: true, cancelable: true }));
-    const left = /Insert below|^Build|Close this panel/;
+    const left = /Insert below|^Build|Close this panel|Serve the model/;
     window.testSaid = window.testSaid ?? new Set();
     const watch = new MutationObserver(() => {
         for (const node of panel.querySelectorAll('.lm-error')) window.testSaid.add(node.textContent);

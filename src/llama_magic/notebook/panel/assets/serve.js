@@ -16,6 +16,7 @@ export function serveSection(store) {
   const line = magicLine();
   const cards = h("div", { class: "lm-stack" });
   const start = button("Serve", () => store.act("serve.start", settings()), { kind: "primary" });
+  start.setAttribute("aria-label", "Serve the model");
   const open = () => host.value === EVERYWHERE;
   const settings = () => ({ ref: source.value.trim(), host: host.value, port: Math.max(0, Math.round(Number(port.value) || 0)), alias: alias.value.trim(), key: key.checked });
   const shown = new Map(); // by port: the card of a server, which keeps its revealed key
