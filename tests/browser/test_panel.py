@@ -287,7 +287,7 @@ def test_two_panels_and_a_restart(panel: NotebookPage) -> None:
     ask_in.get_by_role("button", name="Stop").click()
     tab(page.locator(".llama-panel").nth(0), "Chat")  # type: ignore[arg-type]
     busy = page.locator(".llama-panel").nth(0)
-    expect(busy.get_by_role("button", name="Stop")).to_be_hidden(timeout=60_000)
+    expect(busy.get_by_role("button", name="Stop", exact=True)).to_be_hidden(timeout=60_000)
     # a restart is said in words
     panel.restart()
     expect(page.get_by_text("The kernel was restarted").first).to_be_visible(timeout=20_000)
