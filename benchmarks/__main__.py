@@ -18,6 +18,7 @@ from benchmarks import (
     memory,
     metadata,
     overhead,
+    panel,
     quantize,
     samples,
     speed,
@@ -45,6 +46,7 @@ GROUPS: dict[str, Callable[[Setup], list[Row]]] = {
     "imatrix": imatrix.measure,
     "evaluation": evaluation.measure,
     "compare": comparing.measure,
+    "panel": panel.measure,
 }
 
 

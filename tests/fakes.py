@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import threading
@@ -50,6 +51,16 @@ def receipt(request: GenerateRequest, timings: Timings) -> Receipt:
         llama_cpp_commit="0c1e570", llama_cpp_python="0.3.36", llama_magic="0", llama_cli="",
         template="completion" if request.prompt is not None else "chat",
     )  # fmt: skip
+
+
+def story(tokens: int, pause_s: float = 0.0) -> Iterator[str]:
+    """Give so many tokens of Markdown at a pace: paragraphs, headings, lists and code."""
+    pause, places = threading.Event(), itertools.count()
+    kinds = ["## Chapter\n\n", "", "- one\n- two\n\n", "", "```python\nprint(1)\n```\n\n", ""]
+    for place in itertools.islice(places, tokens):
+        if pause_s:
+            pause.wait(pause_s)
+        yield f"\n\n{kinds[place // 60 % len(kinds)]}" if place % 60 == 59 else f"word{place % 97} "
 
 
 class FakeStream(Iterator[Chunk]):

@@ -50,13 +50,14 @@ SHOTS = Path(__file__).parent / "shots"
 
 @dataclass
 class Lab:
-    """A running JupyterLab. `root` is the folder that it serves."""
+    """A running JupyterLab, or Notebook 7. `root` is the folder that it serves, `view` the address of its notebooks."""
 
     url: str
     token: str
     root: Path
     process: subprocess.Popen[bytes] = field(repr=False)
     log: Path = field(repr=False)
+    view: str = "/doc/tree/"
 
     def close(self) -> None:
         """Stop the server, which stops its kernels."""
@@ -74,8 +75,10 @@ class Lab:
             return json.load(reply)
 
 
-def start_lab(folder: Path, *, environment: dict[str, str] | None = None, timeout: float = 90) -> Lab:
-    """Start JupyterLab on a free loopback port, its root and all its state inside `folder`."""
+def start_lab(
+    folder: Path, *, environment: dict[str, str] | None = None, timeout: float = 90, application: str = "jupyterlab"
+) -> Lab:
+    """Start JupyterLab, or "notebook", on a free loopback port, its root and all its state inside `folder`."""
     root = folder / "root"
     config = folder / "config"
     root.mkdir(parents=True, exist_ok=True)
@@ -102,14 +105,15 @@ def start_lab(folder: Path, *, environment: dict[str, str] | None = None, timeou
     }
     env |= environment or {}
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+        sys.executable, "-m", application, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
         "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.expose_app_in_browser=True",
-        "--LabApp.extension_manager=readonly", "--ServerApp.terminals_enabled=False",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly",
+        "--LabServerApp.expose_app_in_browser=True", "--ServerApp.terminals_enabled=False",
     ]  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=env, cwd=root, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-    lab = Lab(f"http://127.0.0.1:{port}", token, root, process, log)
+    view = "/doc/tree/" if application == "jupyterlab" else "/notebooks/"
+    lab = Lab(f"http://127.0.0.1:{port}", token, root, process, log, view)
     _wait_until_up(lab, timeout)
     return lab
 
@@ -197,7 +201,7 @@ class NotebookPage:
 
     def open(self, timeout: float = 90) -> NotebookPage:
         """Load the page and wait until the kernel is ready."""
-        self.page.goto(f"{self.lab.url}/doc/tree/{self.name}?token={self.lab.token}&reset")
+        self.page.goto(f"{self.lab.url}{self.lab.view}{self.name}?token={self.lab.token}&reset")
         self.page.locator(".jp-NotebookPanel:visible .jp-Notebook").wait_for(timeout=timeout * 1000)
         self.page.wait_for_function(_READY, timeout=timeout * 1000)
         self._wait_for_splash()

@@ -293,6 +293,34 @@ def test_two_panels_and_a_restart(panel: NotebookPage) -> None:
     expect(page.get_by_text("The kernel was restarted").first).to_be_visible(timeout=20_000)
 
 
+@pytest.mark.timeout(180)
+def test_a_cell_and_the_panel_take_turns(panel: NotebookPage) -> None:
+    page = panel.page
+    # the panel's answer is being written: a cell waits, and says for what
+    ask(page, "Count from one to one thousand in words.", -1)
+    expect(page.locator(".lm-turn.live .lm-answer > div:not(.lm-thinking) > *").first).to_be_visible(timeout=60_000)
+    panel.set_source(2, "%%llama -n 4 --seed 1\nHello")
+    panel.start(2)
+    panel.wait_for_text(2, "waiting: the panel is generating")
+    page.locator(".lm-composer").get_by_role("button", name="Stop").click()
+    panel.wait_idle()
+    assert "tok/s" in panel.text(2)
+    expect(page.locator(".lm-turn.last .lm-foot")).to_contain_text("interrupted")
+    # a cell's answer is being written: what is asked in the panel waits, and it is said for what
+    panel.set_source(2, "%%llama -n 4000 --ignore-eos\nCount from one to one thousand in words.")
+    panel.start(2)
+    panel.wait_for_text(2, "two")
+    question = page.get_by_label("Question", exact=True)
+    question.fill("And from the panel")
+    question.press("Enter")
+    expect(page.get_by_text(re.compile("A cell is running|waiting: a cell"))).to_be_visible(timeout=20_000)
+    panel.interrupt()
+    expect(page.locator(".lm-bubble").get_by_text("And from the panel")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("A cell is running")).to_be_hidden(timeout=30_000)
+    page.locator(".lm-composer").get_by_role("button", name="Stop").click()
+    expect(page.locator(".lm-turn.last .lm-bubble")).to_have_text("And from the panel", timeout=30_000)
+
+
 @pytest.mark.timeout(120)
 def test_the_stages_are_llama_cpps(page: Page) -> None:
     pytest.importorskip("llama_cpp")

@@ -70,6 +70,27 @@ def test_what_a_magic_changes_the_panel_shows_and_the_other_way_round(shell: Int
     panel.close()
 
 
+def test_a_cell_that_runs_again_takes_its_panels_place(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cell(name: str, message: str) -> Any:
+        parent = {"metadata": {"cellId": name}, "header": {"msg_id": message}}
+        monkeypatch.setattr(shell, "get_parent", lambda: parent, raising=False)
+        run(shell, "panel --out panel")
+        return shell.user_ns["panel"]
+
+    first, elsewhere = cell("a", "1"), cell("b", "2")
+    bench = first._bench
+    assert {first._id, elsewhere._id} <= set(bench._sinks)
+    second = cell("a", "3")
+    wait_until(lambda: first._id not in bench._sinks)
+    assert {second._id, elsewhere._id} <= set(bench._sinks)
+    bench.receive(second._id, {"do": "app.hello"})
+    second.widget._receive(None, {"do": "app.close", "ack": 1}, [])  # the cross of the view
+    wait_until(lambda: second._id not in bench._sinks)
+    elsewhere.close()
+
+
 def test_plain_widgets(shell: InteractiveShell) -> None:
     run(shell, "panel --plain --out panel")
     panel = shell.user_ns["panel"]

@@ -13,11 +13,13 @@ import pytest
 from llama_magic.api.session import Ask, Session
 from llama_magic.engine.client import get_client, set_client
 from llama_magic.errors import InvalidModelError
+from llama_magic.evaluation.divergence import Divergence, ForcedToken, ForcedTokens
 from llama_magic.inference.conversation import Conversation, Turn
 from llama_magic.inference.params import SamplingParams
-from llama_magic.inference.results import Completion, Timings
+from llama_magic.inference.results import Candidate, Completion, Timings
 from llama_magic.notebook.panel.cells import cell_of, flags_of, quoted
 from llama_magic.notebook.panel.runner import Job, Runner
+from llama_magic.notebook.panel.sections.compare import token_by_token
 from llama_magic.notebook.panel.sections.quantize import KINDS, _kind
 from llama_magic.notebook.panel.static_page import static_page
 from llama_magic.notebook.panel.workbench import Workbench
@@ -296,6 +298,48 @@ def test_the_saved_page_is_inert() -> None:
     assert "<img" not in page
     assert "<script" not in page
     assert "<p>fine</p>" in page
+
+
+def test_the_saved_page_is_bounded() -> None:
+    """It is sent anew after each change, so that a conversation's bytes would grow with the square of its length."""
+
+    def page(turns: int) -> str:
+        items = [{"user": f"question {number}", "html": f"<p>{'word ' * 200}</p>"} for number in range(turns)]
+        return static_page({"chat": {"name": "chat", "turns": items}})
+
+    assert "question 0" in page(20)
+    assert "14 earlier turns" in page(20)
+    long, longer = page(100), page(1000)
+    assert len(longer) < 1.05 * len(long) < 100_000
+    assert "question 999" in longer
+    assert "earlier turns are not on this page" in longer
+
+
+def test_tokens_of_a_divergence_are_inert() -> None:
+    evil = "<img src=x onerror=alert(1)>\x1b[31m"
+
+    def tokens(*ids: int) -> tuple[ForcedToken, ...]:
+        return tuple(ForcedToken(-0.5, 1, (Candidate(each, evil, -0.5),), 0.25) for each in ids)
+
+    base, other = ForcedTokens(evil, "a", tokens(1, 2)), ForcedTokens(evil, "b", tokens(1, 3))
+    shown = token_by_token(Divergence(base, (other,), evil, (1, 2), (evil, evil)))
+    assert shown["models"][0]["apart"] == [1]
+    assert [each[0][3] for each in shown["models"][0]["top"]] == [True, False]
+    assert shown["base"]["top"][0][0][1:3] == ["61 %", 0.60653]
+    for text in (*shown["texts"], shown["base"]["name"], shown["base"]["top"][0][0][0]):
+        assert "\x1b" not in text
+
+
+def test_another_panel_goes_on_with_what_one_started() -> None:
+    jobs, go = Jobs(), threading.Event()
+    job = jobs.runner.start("a", "", lambda *_: go.wait(5), owner="one")
+    jobs.runner.hand_over("one", "two")
+    jobs.runner.stop_of("one")
+    assert job is not None
+    assert job.state == "running"
+    jobs.runner.stop_of("two")
+    assert job.state == "stopping"
+    go.set()
 
 
 def test_kinds_of_tensors() -> None:

@@ -19,6 +19,14 @@ _CALM_S = 1.5
 #: Parts of the state whose changes a saved notebook shows.
 _SAVED = {"model", "chat", "quantize"}
 
+#: In a notebook that is opened again, JupyterLab tells of a missing widget below the page, which says more. Above plain
+#: widgets, which have no script to hide it, the page is not shown.
+_STYLE = (
+    "<style>.jp-OutputArea-child:has(.llama-panel-page) + .jp-OutputArea-child "
+    "> .jupyter-widgets:not(:has(*)){display:none}"
+    ".jp-OutputArea-child:has(.llama-panel-page):has(+ .jp-OutputArea-child .widget-tab){display:none}</style>"
+)
+
 _ELSEWHERE = (
     "<p>To use the panel, run this cell in JupyterLab 4 or Notebook 7 with ipywidgets and anywidget installed where "
     "Jupyter runs: <code>pip install ipywidgets anywidget</code>.</p>"
@@ -108,7 +116,7 @@ class Panel:
 
     def _page(self) -> str:
         page = static_page(self._bench.call(self._bench.snapshot))
-        return f'<div class="llama-panel-page">{page}</div>'
+        return f'<div class="llama-panel-page">{_STYLE}{page}</div>'
 
     def _changed(self, section: str) -> None:
         """Make the page again when changes have come to rest."""

@@ -47,6 +47,7 @@ class PlainPanel:
         self.loaded = widgets.HTML()
         self.turns = widgets.HTML(layout=widgets.Layout(max_height="28em", overflow="auto"))
         self.live = widgets.HTML()
+        self.live.add_class("llama-panel-live")
         self.ask = widgets.Textarea(placeholder="Ask something", rows=3, layout=wide)
         self.send, self.stop = self._button("Send", self._send), self._button("Stop", self._stop("chat"))
         self.undo = self._button("Undo", lambda: self._do("chat.undo"))

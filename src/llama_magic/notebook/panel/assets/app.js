@@ -37,7 +37,7 @@ export function mount(el, store) {
     }
     if (!shown.has(name)) {
       const [, label, make] = SECTIONS.find(([each]) => each === name);
-      const body = h("div", { class: `lm-body lm-${name}`, role: "tabpanel", "aria-label": label });
+      const body = h("div", { class: `lm-body lm-${name}`, role: "tabpanel", "aria-label": label, tabIndex: -1 });
       store.scope = scope;
       const made = make(store, { open });
       store.scope = null;

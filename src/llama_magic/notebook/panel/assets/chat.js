@@ -211,6 +211,7 @@ function liveTurn(store) {
 
 function composer(store) {
   let editing = null;
+  let asked = null;
   const inputs = [];
   const text = h("textarea", { class: "lm-input lm-ask", rows: 2, placeholder: "Ask something. Enter sends, Shift+Enter makes a new line.", "aria-label": "Question" });
   const send = button("Send", () => submit(), { kind: "primary", iconName: "send" });
@@ -235,6 +236,7 @@ function composer(store) {
     if (editing !== null) values.turn = editing;
     if (system.value !== (chat.system ?? "")) values.system = system.value;
     store.act("chat.ask", values);
+    asked = { text: text.value, turn: editing, last: chat.turns?.at(-1) };
     text.value = "";
     stopEditing();
     show();
@@ -247,8 +249,12 @@ function composer(store) {
     const chat = store.get("chat");
     const busy = active(store.get("jobs").chat);
     send.can(busy ? "An answer is being written." : text.value.trim() ? "" : "Write a question first.");
+    const focused = document.activeElement;
     send.hidden = busy;
     stop.hidden = !busy;
+    // The focus goes on to what takes the place of the button that had it.
+    if (focused === send && busy) stop.focus();
+    else if (focused === stop && !busy) text.focus();
     stop.can(store.get("jobs").chat?.state === "stopping" ? "It is being stopped." : "");
     const name = !chat.name || chat.name === "chat" ? "-cnv" : `--chat ${quoted(chat.name)}`;
     const prompt = system.value.trim() && !system.value.includes("\n") ? ` -sys ${quoted(system.value.trim())}` : "";
@@ -287,28 +293,40 @@ function composer(store) {
     shares.checked = chat.probabilities !== false;
     show();
   });
-  store.on("jobs", show);
+  store.on("jobs", (jobs) => {
+    const state = jobs.chat?.state;
+    if (asked && state === "running") asked.begun = true;
+    else if (asked?.begun && state !== "stopping") {
+      // Nothing came of the question: it is not lost.
+      const unanswered = state !== "done" && store.get("chat").turns?.at(-1) === asked.last;
+      if (unanswered && !text.value && asked.turn !== null) edit(asked.turn, asked.text);
+      else if (unanswered && !text.value) text.value = asked.text;
+      asked = null;
+    }
+    show();
+  });
   const more = h(
     "details",
     { class: "lm-more" },
     h("summary", {}, "System prompt, length, seed"),
     h("div", { class: "lm-stack" }, h("div", { class: "lm-field" }, h("label", { htmlFor: system.id }, "System prompt"), system), h("div", { class: "lm-row bottom" }, field("Most tokens", length), field("Seed", seed), field("Repeat penalty", penalty), h("label", { class: "lm-check" }, shares, "probabilities of tokens"))),
   );
+  function edit(at, question) {
+    editing = at;
+    text.value = question;
+    fill(note, `Editing turn ${at + 1}: sending asks again from there, the line so far is kept as a branch. `, button("Cancel", () => {
+      stopEditing();
+      text.value = "";
+      show();
+    }, { small: true, kind: "quiet" }));
+    text.focus();
+    show();
+  }
   const node = h("div", { class: "lm-composer" }, note, h("div", { class: "lm-row bottom nowrap" }, text, send, stop), more, line);
   return {
     node,
     text: () => text.value.trim(),
     onInput: (work) => inputs.push(work),
-    edit: (at, question) => {
-      editing = at;
-      text.value = question;
-      fill(note, `Editing turn ${at + 1}: sending asks again from there, the line so far is kept as a branch. `, button("Cancel", () => {
-        stopEditing();
-        text.value = "";
-        show();
-      }, { small: true, kind: "quiet" }));
-      text.focus();
-      show();
-    },
+    edit,
   };
 }

@@ -66,8 +66,15 @@ export function iconButton(name, label, onclick) {
   return node;
 }
 
+// Puts other children in. What has the focus keeps it: the new element of the same kind and name gets it.
 export function fill(node, ...children) {
+  const focused = node.contains(document.activeElement) && document.activeElement !== node ? document.activeElement : null;
   node.replaceChildren(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false && child !== ""));
+  if (focused && document.activeElement !== focused) {
+    const name = (each) => each.getAttribute("aria-label") || each.textContent;
+    const next = node.contains(focused) ? focused : [...node.querySelectorAll(focused.tagName)].find((each) => name(each) === name(focused));
+    next?.focus({ preventScroll: true });
+  }
   return node;
 }
 
@@ -77,7 +84,7 @@ export function active(job) {
 
 // What a lane of work is doing, with Stop; how it ended, until it is dismissed.
 export function jobView(store, lane, { quietEnd = true, withStop = true } = {}) {
-  const root = h("div", { class: "lm-job", role: "status", "aria-live": "polite" });
+  const root = h("div", { class: "lm-job", role: "status", "aria-live": "polite", tabIndex: -1 });
   const stop = button("Stop", () => store.act("app.stop", { lane }), { kind: "danger", iconName: "stop", small: true });
   const words = h("span", { class: "lm-job-words" });
   const fillBar = h("div", { class: "lm-bar-fill" });
@@ -85,7 +92,12 @@ export function jobView(store, lane, { quietEnd = true, withStop = true } = {}) 
   const running = h("div", { class: "lm-job-running" }, h("div", { class: "lm-job-line" }, words, withStop ? stop : null), bar);
   let shown = "";
   store.on("jobs", (jobs) => {
-    const job = jobs[lane];
+    const focused = root.contains(document.activeElement);
+    show(jobs[lane]);
+    // A Stop that had the focus is gone: what became of the work has it then.
+    if (focused && !root.contains(document.activeElement)) (root.firstChild ? root : root.closest("[role=tabpanel]"))?.focus();
+  });
+  function show(job) {
     const state = !job ? "" : active(job) ? "active" : job.state;
     if (state === "active") {
       const share = typeof job.fraction === "number" ? ` · ${Math.round(100 * job.fraction)} %` : "";
@@ -104,7 +116,7 @@ export function jobView(store, lane, { quietEnd = true, withStop = true } = {}) 
       fill(root, h("div", { class: "lm-note" }, job.error || "stopped"));
     } else fill(root);
     shown = state;
-  });
+  }
   return root;
 }
 

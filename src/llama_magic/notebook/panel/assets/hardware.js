@@ -19,6 +19,7 @@ export function hardwareSection(store) {
     threads.setAttribute("aria-valuetext", told.textContent);
   }
 
+  let drawn = "";
   function draw() {
     const state = store.get("hardware");
     const busy = active(store.get("jobs").backends) ? "The backends are being asked or switched." : active(store.get("jobs").chat) ? "An answer is being written." : "";
@@ -26,6 +27,10 @@ export function hardwareSection(store) {
     threads.max = state.cpus ?? 1;
     if (document.activeElement !== threads) threads.value = state.chosen_threads ?? 0;
     words(Number(threads.value));
+    // The meters change every second; the cards are drawn again when there is something new on them.
+    const key = JSON.stringify([state.cards, state.problems, busy, active(store.get("jobs").build)]);
+    if (key === drawn) return;
+    drawn = key;
     fill(
       cards,
       (state.problems ?? []).map((text) => h("div", { class: "lm-warn" }, h("span", { class: "lm-sign" }, "⚠"), text)),

@@ -16,6 +16,7 @@ from llama_magic.api.tune import tune
 from llama_magic.backends.built import BuildResult
 from llama_magic.backends.host import available_memory, cpu_quota, default_threads
 from llama_magic.backends.results import Backends
+from llama_magic.backends.setup import selected
 from llama_magic.engine.client import get_client
 from llama_magic.evaluation.tune import TuneResult
 from llama_magic.models.card import clean
@@ -42,6 +43,7 @@ class HardwareSection(Section):
         self._metering: set[str] = set()
         self._kernel = psutil.Process()
         self._last = 0.0
+        self._shown = ""
 
     def start(self) -> None:
         """Say what this machine is, without starting anything."""
@@ -62,12 +64,15 @@ class HardwareSection(Section):
             self.set(chosen_threads=self.session.options.n_threads)
         elif what == "tick" and self._metering and self.bench.watched:
             self._measure()
+            if self.get("cards") and _selection() != self._shown:  # a cell chose other backends
+                self.do_list("")
 
     def do_list(self, panel: str) -> None:
         """Ask the worker for backends and devices."""
         self.bench.run(panel, "backends", "asking for backends", lambda *_: backends(), self._listed)
 
     def _listed(self, found: Backends) -> None:
+        self._shown = _selection()
         self.set(
             cards=[
                 {
@@ -157,3 +162,9 @@ class HardwareSection(Section):
                 "used_share": memory.percent / 100,
             }
         )
+
+
+def _selection() -> str:
+    """Return what is selected, in a form that can be compared."""
+    setup = selected()
+    return f"{setup.name} {setup.rpc}"
