@@ -296,12 +296,14 @@ def test_two_panels_and_a_restart(panel: NotebookPage) -> None:
 @pytest.mark.timeout(180)
 def test_a_cell_and_the_panel_take_turns(panel: NotebookPage) -> None:
     page = panel.page
+    panel.set_source(2, "%llama config --ignore-eos")
+    panel.run(2)
     # the panel's answer is being written: a cell waits, and says for what
     ask(page, "Count from one to one thousand in words.", -1)
     expect(page.locator(".lm-turn.live .lm-answer > div:not(.lm-thinking) > *").first).to_be_visible(timeout=60_000)
     panel.set_source(2, "%%llama -n 4 --seed 1\nHello")
     panel.start(2)
-    panel.wait_for_text(2, "waiting: the panel is generating")
+    panel.wait_for_text(2, "waiting: the panel is answering")
     page.locator(".lm-composer").get_by_role("button", name="Stop").click()
     panel.wait_idle()
     assert "tok/s" in panel.text(2)

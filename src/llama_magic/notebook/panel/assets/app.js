@@ -102,7 +102,7 @@ function head(store) {
         : h("span", { class: "lm-muted" }, "no model loaded"),
     );
   });
-  const close = iconButton("close", "Close this panel: what was started from it is stopped, models stay loaded", () => store.act("app.close"));
+  const close = iconButton("close", "Close this panel: what it started ends, models stay loaded", () => store.act("app.close"));
   return h("header", { class: "lm-head" }, h("div", { class: "lm-brand" }, h("span", { class: "lm-mark", "aria-hidden": "true" }, "🦙"), "llama_magic"), chip, close);
 }
 

@@ -157,13 +157,13 @@ function modelCard(store, act) {
   const layersTold = h("output", { class: "lm-mix-out" });
   const layersWhy = h("div", { class: "lm-hint" });
   const layersRow = h("div", { class: "lm-slider" }, field("Layers on the accelerator", layers), layersTold, layersWhy);
-  let picked = false;
+  let picked = null;
   layers.addEventListener("input", () => {
     layersTold.textContent = layers.value;
   });
   layers.addEventListener("change", () => {
-    picked = true;
-    act.options({ n_gpu_layers: Number(layers.value) });
+    picked = Number(layers.value);
+    act.options({ n_gpu_layers: picked });
   });
   let trained = 0;
 
@@ -188,14 +188,7 @@ function modelCard(store, act) {
       failed ? h("div", { class: "lm-error", role: "alert" }, h("span", { class: "lm-sign" }, "✗"), failed) : null,
       fit ? fitView(fit) : facts && looking ? h("div", { class: "lm-muted" }, h("span", { class: "lm-spinner", "aria-hidden": "true" }), " reckoning what it takes…") : null,
     );
-    const none = !fit || fit.error || fit.n_gpu_layers === null || fit.n_gpu_layers === undefined;
-    layers.disabled = none;
-    layers.max = fit?.n_layer ?? facts?.n_layer ?? 0;
-    if (!picked && !none) layers.value = fit.n_gpu_layers;
-    if (none) layers.value = 0;
-    layers.title = none ? "No accelerator is in use here: see Hardware." : "";
-    layersTold.textContent = none ? "none" : `${layers.value} of ${layers.max}`;
-    layersWhy.textContent = none ? "No accelerator is in use here: all layers are on the processor. See Hardware." : "What each device then holds is shown above.";
+    if (fit || !looking) drawLayers(fit, facts); // while it is reckoned, the slider stays where it was put
     const loaded = (model.loaded ?? []).some((row) => row.ref === act.ref());
     const busy = active(jobs.model) ? "Another model is being loaded or unloaded." : "";
     load.can(busy);
@@ -205,12 +198,22 @@ function modelCard(store, act) {
     anyway.hidden = !(fit && fit.fits === false);
   }
 
+  function drawLayers(fit, facts) {
+    const none = !fit || fit.error || fit.n_gpu_layers === null || fit.n_gpu_layers === undefined;
+    layers.disabled = none;
+    layers.max = fit?.n_layer ?? facts?.n_layer ?? 0;
+    layers.value = none ? 0 : (picked ?? fit.n_gpu_layers);
+    layers.title = none ? "No accelerator is in use here: see Hardware." : "";
+    layersTold.textContent = none ? "none" : `${layers.value} of ${layers.max}`;
+    layersWhy.textContent = none ? "No accelerator is in use here: all layers are on the processor. See Hardware." : "What each device then holds is shown above.";
+  }
+
   store.on("model", draw);
   store.on("jobs", draw);
   return {
     node: h("div", { class: "lm-card" }, head, body, layersRow, actions),
     begin: (ref) => {
-      picked = false;
+      picked = null;
       title.textContent = ref;
     },
   };
