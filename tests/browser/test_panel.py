@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,9 @@ def test_two_panels_and_a_restart(panel: NotebookPage) -> None:
 
 @pytest.mark.timeout(180)
 def test_a_cell_and_the_panel_take_turns(panel: NotebookPage) -> None:
+    """With subshells, that is: older kernels handle a panel's messages when the cell has ended."""
+    if version("ipykernel").startswith("6."):
+        pytest.skip("ipykernel 6 has no subshells")
     page = panel.page
     panel.set_source(2, "%llama config --ignore-eos")
     panel.run(2)
@@ -311,14 +315,18 @@ def test_a_cell_and_the_panel_take_turns(panel: NotebookPage) -> None:
     # a cell's answer is being written: what is asked in the panel waits, and it is said for what
     panel.set_source(2, "%%llama -n 4000 --ignore-eos\nCount from one to one thousand in words.")
     panel.start(2)
-    panel.wait_for_text(2, "two")
+    panel.output(2).locator("p").first.wait_for(timeout=60_000)
     question = page.get_by_label("Question", exact=True)
     question.fill("And from the panel")
     question.press("Enter")
-    expect(page.get_by_text(re.compile("A cell is running|waiting: a cell"))).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("waiting: a cell is answering")).to_be_visible(timeout=20_000)
+    # and it can be taken back: it is in the box again
+    page.locator(".lm-composer").get_by_role("button", name="Stop").click()
+    expect(question).to_have_value("And from the panel", timeout=10_000)
     panel.interrupt()
-    expect(page.locator(".lm-bubble").get_by_text("And from the panel")).to_be_visible(timeout=30_000)
-    expect(page.get_by_text("A cell is running")).to_be_hidden(timeout=30_000)
+    panel.wait_idle()
+    question.press("Enter")
+    expect(page.locator(".lm-turn.live .lm-answer > div:not(.lm-thinking) > *").first).to_be_visible(timeout=60_000)
     page.locator(".lm-composer").get_by_role("button", name="Stop").click()
     expect(page.locator(".lm-turn.last .lm-bubble")).to_have_text("And from the panel", timeout=30_000)
 

@@ -52,6 +52,10 @@ class PanelWidget(anywidget.AnyWidget):
         begin = {**bench.open(panel_id, self._deliver), "open": section}
         super().__init__(modules=_modules(), state=begin, panel_id=panel_id)
         self.on_msg(self._receive)
+        # ipykernel 7.4 sends messages of a view to the shell that spoke to it last: that of the cells. They may go
+        # where the front end wants them, a subshell, for all they do is posted. So Stop works while a cell runs.
+        if hasattr(self.comm, "_reply_subshell_for"):
+            self.comm._reply_subshell_for = lambda _data, wanted: wanted  # noqa: SLF001
 
     def get_state(self, *arguments: Any, **keywords: Any) -> Any:
         """Return the state for a page that was loaded again: as it is now."""

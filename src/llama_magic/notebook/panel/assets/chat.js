@@ -298,7 +298,7 @@ function composer(store) {
     if (asked && state === "running") asked.begun = true;
     else if (asked?.begun && state !== "stopping") {
       // Nothing came of the question: it is not lost.
-      const unanswered = state !== "done" && store.get("chat").turns?.at(-1) === asked.last;
+      const unanswered = store.get("chat").turns?.at(-1) === asked.last;
       if (unanswered && !text.value && asked.turn !== null) edit(asked.turn, asked.text);
       else if (unanswered && !text.value) text.value = asked.text;
       asked = null;
