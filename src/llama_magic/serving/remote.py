@@ -45,6 +45,8 @@ __all__ = ["RemoteClient", "translate"]
 
 #: Seconds to connect, to send, and to wait for a connection. An answer may take as long as it takes: it can be stopped.
 _CONNECT_S = 10.0
+#: Some proxies (jupyter-server-proxy) pass a stream on as it comes only where it is asked for.
+_EVENTS = {"Accept": "text/event-stream"}
 
 
 def translate(error: Exception, where: str) -> LlamaMagicError:
@@ -250,7 +252,7 @@ class RemoteClient:
         assert self._http is not None
         url, body = body_of(request, self.endpoint)
         gathered = Gathered(request, self.endpoint)
-        async with self._http.stream("POST", url, json=body) as response:
+        async with self._http.stream("POST", url, json=body, headers=_EVENTS) as response:
             await self._check(response)
             if "text/event-stream" not in response.headers.get("content-type", ""):
                 raise RemoteError(f"{url} does not stream: it answers with {response.headers.get('content-type')!r}")
