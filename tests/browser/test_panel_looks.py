@@ -13,7 +13,7 @@ from tests.browser.jupyter import NotebookPage
 from tests.browser.looks import dead_controls, low_contrast, nameless, open_folds, tab_order, too_wide
 from tests.tiny import tiny_llama
 
-SECTIONS = ("Model", "Chat", "Quantize", "Hardware", "Compare")
+SECTIONS = ("Model", "Chat", "Quantize", "Hardware", "Compare", "Serve")
 PANEL = ".llama-panel"
 
 
@@ -91,6 +91,12 @@ def fill_all(page: Page) -> None:
     last.locator(".lm-tok").nth(3).click()
     expect(page.locator(".lm-candidate").first).to_be_visible(timeout=60_000)
     scrub(page)
+    body = tab(page, "Serve")
+    body.get_by_label("Port").fill("0")
+    body.get_by_role("button", name="Serve the model").click()
+    alive(page)
+    tab(page, "Serve")
+    expect(body.locator(".lm-server")).to_be_visible(timeout=60_000)
 
 
 def scrub(page: Page) -> None:
@@ -164,4 +170,4 @@ def test_the_keyboard_alone(panel: NotebookPage) -> None:
     assert page.evaluate("() => document.querySelector('.llama-panel').contains(document.activeElement)")
     go_to("Chat", "Shift+Tab")
     keys.press("End")
-    expect(page.get_by_role("tabpanel", name="Compare")).to_be_visible()
+    expect(page.get_by_role("tabpanel", name=SECTIONS[-1])).to_be_visible()
