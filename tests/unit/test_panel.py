@@ -222,6 +222,9 @@ def test_errors_appear_where_they_happened(bench: Workbench, client: FakeClient)
     wait_until(lambda: view.job("chat").get("error", "").startswith("temperature"))
     view.act("app.dismiss", lane="chat")
     wait_until(lambda: not view.job("chat"))
+    view.act("theatre.look", turn=3, tokens=1)  # a click on a turn that was taken away meanwhile
+    wait_until(lambda: view.job("theatre").get("state") == "failed")
+    assert view.job("theatre")["error"] == "the conversation has no turn 4 any more"
     view.act("nothing.such")
     wait_until(lambda: view.state["app"].get("bug"))
     view.act("chat.ask", text="still works")

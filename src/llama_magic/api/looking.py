@@ -46,6 +46,8 @@ def next_token(
     name = chat or session.chat
     conversation = session.conversations.get(name) or Conversation(name, session.system)
     session.wait_for_chat(conversation)
+    if turn is not None and not 0 <= turn < len(conversation.turns):
+        raise InvalidRequestError(f"the conversation has no turn {turn + 1} any more")
     messages = conversation.messages(turn)
     answered: tuple[int, ...] = ()
     if turn is not None:
