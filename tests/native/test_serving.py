@@ -190,6 +190,10 @@ def test_our_own_client(server: Server, model: Model) -> None:
             here, there = (m.generate(prompt, temperature=0, max_tokens=16) for m in (model, far))
             assert (there.text, there.tokens) == (here.text, here.tokens)
             assert there.timings.prompt_tokens == here.timings.prompt_tokens
+        assert (
+            far.generate(QUESTION, temperature=0, max_tokens=4, logprobs=2).logprobs
+            == model.generate(QUESTION, temperature=0, max_tokens=4, logprobs=2).logprobs
+        )
         schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
         assert isinstance(far.generate(QUESTION, schema=schema, max_tokens=40).parsed["n"], int)
         assert far.tokenize("Hello you") == model.tokenize("Hello you")

@@ -214,9 +214,9 @@ def test_probabilities_of_a_chat(start: Start) -> None:
     server = start()
     whole = post(server, logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
     assert whole[0] == {
-        "token": "one ", "logprob": -0.5, "bytes": list(b"one "),
-        "top_logprobs": [{"token": "one ", "logprob": -0.5, "bytes": list(b"one ")},
-                         {"token": "é\ufffd", "logprob": -1.5, "bytes": None}],
+        "id": 0, "token": "one ", "logprob": -0.5, "bytes": list(b"one "),
+        "top_logprobs": [{"id": 0, "token": "one ", "logprob": -0.5, "bytes": list(b"one ")},
+                         {"id": 9, "token": "é\ufffd", "logprob": -1.5, "bytes": None}],
     }  # fmt: skip
     pieces = events(post(server, logprobs=True, top_logprobs=2, stream=True))
     rows = [row for piece in pieces[:-1] for row in piece["choices"][0]["logprobs"]["content"]]

@@ -173,14 +173,19 @@ def _chunk(choice: Mapping[str, Any], index: int) -> Chunk:
 
 
 def _rows(found: Any) -> Iterator[TokenLogprob]:
-    """Yield the probabilities of a chat's or of a completion's choice; ids of tokens are not told."""
+    """Yield the probabilities of a chat's or of a completion's choice; an id that is not told is -1."""
     if not isinstance(found, Mapping):
         return
     for row in found.get("content") or ():
-        top = tuple(Candidate(-1, str(o["token"]), float(o["logprob"])) for o in row.get("top_logprobs") or ())
-        yield TokenLogprob(-1, str(row["token"]), float(row["logprob"]), top)
+        top = tuple(Candidate(_id(o), str(o["token"]), float(o["logprob"])) for o in row.get("top_logprobs") or ())
+        yield TokenLogprob(_id(row), str(row["token"]), float(row["logprob"]), top)
     tokens, values = found.get("tokens") or (), found.get("token_logprobs") or ()
     tops = found.get("top_logprobs") or [{}] * len(tokens)
     for text, value, others in zip(tokens, values, tops, strict=False):
         top = tuple(Candidate(-1, str(name), float(logprob)) for name, logprob in (others or {}).items())
         yield TokenLogprob(-1, str(text), float(value or 0.0), top)
+
+
+def _id(row: Mapping[str, Any]) -> int:
+    value = row.get("id")
+    return value if isinstance(value, int) else -1

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from llama_magic.inference.results import Chunk, Completion, Sample, Timings, TokenLogprob
+from llama_magic.inference.results import Candidate, Chunk, Completion, Sample, Timings, TokenLogprob
 from llama_magic.serving.orders import Order
 from llama_magic.serving.served import ServedModel
 
@@ -129,8 +129,8 @@ class Reply:
             return {
                 "content": [
                     {
-                        **_token(row.text, row.logprob),
-                        "top_logprobs": [_token(other.text, other.logprob) for other in row.top[:tops]],
+                        **_token(row),
+                        "top_logprobs": [_token(other) for other in row.top[:tops]],
                     }
                     for row in rows
                 ],
@@ -148,9 +148,11 @@ class Reply:
         }
 
 
-def _token(text: str, logprob: float) -> dict[str, Any]:
+def _token(row: TokenLogprob | Candidate) -> dict[str, Any]:
+    """Return a token with its probability, and llama-server's ``id``."""
     # A token may end in the middle of a character: then its bytes are not those of its text.
-    return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
+    told = None if "\ufffd" in row.text else list(row.text.encode())
+    return {"id": row.id, "token": row.text, "logprob": row.logprob, "bytes": told}
 
 
 def _samples(completions: Sequence[Completion]) -> list[Sample]:
