@@ -213,8 +213,7 @@ def test_rows_of_a_large_vocabulary(threads: int) -> None:
     base[3, 17] = -np.inf
     following = random.integers(0, 32001, 70).astype(np.int32)
     scorer = Scorer(32001, threads)
-    kept = np.empty((2, *base.shape), dtype=np.float32)
-    rows = scorer.base(base.copy(), following, kept[0], kept[1])
+    rows = scorer.base(base.copy(), following, np.empty_like(base))
     found = scorer.against(rows, other, following)
     scorer.close()
     double = [value.astype(np.float64) for value in (base, other)]
@@ -233,14 +232,14 @@ def test_nan_in_a_row_is_noticed() -> None:
     broken = logits.copy()
     broken[4, 200] = np.nan
     following = np.zeros(5, dtype=np.int32)
-    scorer, kept = Scorer(300, 1), np.empty((2, 5, 300), dtype=np.float32)
-    rows = scorer.base(logits, following, kept[0], kept[1])
+    scorer = Scorer(300, 1)
+    rows = scorer.base(logits, following, np.empty_like(logits))
     with pytest.raises(NotANumber):
         scorer.against(rows, broken, following)
     with pytest.raises(NotANumber):
         scorer.alone(broken, following)
     with pytest.raises(NotANumber):
-        scorer.base(broken, following, kept[0].copy(), kept[1].copy())
+        scorer.base(broken, following, np.empty_like(broken))
 
 
 # -- against the tool ------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Several models read the same windows of tokens, and each is scored against the base: no logits are ever stored.
 
-A few windows are read by one model after the other. What is kept of the base meanwhile is a softmax for each token
-that is scored. While that fits (`plan`), a model has a context only while it reads, so memory does not grow with the
-number of models: making one takes some milliseconds, reading takes seconds. Where windows are so long that it does
+A few windows are read by one model after the other. What is kept of the base meanwhile is a row of logits for each
+token that is scored. While that fits (`plan`), a model has a context only while it reads, so memory does not grow with
+the number of models: making one takes some milliseconds, reading takes seconds. Where windows are so long that it does
 not fit, all contexts stay, and the models take turns within a window.
 """
 
@@ -39,7 +39,7 @@ Inspect = Callable[["Reader", npt.NDArray[np.float32], npt.NDArray[np.int32]], N
 #: Bytes for logits, at a vocabulary of up to `_VOCABULARY`; larger ones get as many more.
 _BUDGET, _VOCABULARY = 310 << 20, 49152
 #: Rows of logits that a model gives at once, where memory allows, and windows that it reads side by side.
-_MOST_ROWS, _MOST_SIDE = 256, 4
+_MOST_ROWS, _MOST_SIDE = 512, 4
 #: Seconds between two looks at whether the user stopped it.
 _LOOK_S = 0.05
 
@@ -73,13 +73,12 @@ class Plan:
 def plan(windows: Windows, *, n_vocab: int, models: int, has_base: bool, most_side: int = _MOST_SIDE) -> Plan:
     """Choose how to read, so that logits take no more memory than `_BUDGET` says."""
     rows = int(_BUDGET * max(1.0, n_vocab / _VOCABULARY)) // (4 * n_vocab)  # all rows that fit
-    at_once = _MOST_ROWS if has_base else 2 * _MOST_ROWS
-    kept = 2 * windows.scored if has_base else 0
+    kept = windows.scored if has_base else 0
     for side in range(min(most_side, len(windows)), 0, -1):
         # a context has the rows twice: where they are computed, and where they are taken from
-        if side * kept + 2 * min(at_once, side * windows.scored) <= rows:
-            return Plan(side, at_once, ((0, windows.n_ctx),), keep=False)
-    share = max(16, rows // (2 * (models + 1)))
+        if side * kept + 2 * min(_MOST_ROWS, side * windows.scored) <= rows:
+            return Plan(side, _MOST_ROWS, ((0, windows.n_ctx),), keep=False)
+    share = max(16, rows // (2 * models + 1))
     edges = [0, *range(windows.first + share, windows.n_ctx - 1, share), windows.n_ctx]
     return Plan(1, share, tuple(itertools.pairwise(edges)), keep=True)
 
@@ -197,7 +196,7 @@ class LockStep:
             size: Scorer(size, threads, round_base=round_base) for size in {r.model.n_vocab for r in everyone}
         }
         rows = self.plan.side * longest.scored if not self.plan.keep else self.plan.rows
-        self._kept = np.empty((2, rows if base is not None else 0, n_vocab), dtype=np.float32)
+        self._kept = np.empty((rows if base is not None else 0, n_vocab), dtype=np.float32)
         self._reading: NativeContext | None = None
         self._over = Event()
         self._watch = Thread(target=self._look, name="evaluation-watch", daemon=True)
@@ -287,9 +286,9 @@ class LockStep:
                 logits = reader.context.logits_of(window * length, len(following))
                 try:
                     if reader is self.base:
-                        kept = self._kept[:, used : used + len(following)]
+                        kept = self._kept[used : used + len(following)]
                         used += len(following)
-                        rows[window, start] = scorer.base(logits, following, kept[0], kept[1])
+                        rows[window, start] = scorer.base(logits, following, kept)
                         scores = TokenScores(rows[window, start].nll)
                     elif self.base is not None:
                         scores = scorer.against(rows[window, start], logits, following)

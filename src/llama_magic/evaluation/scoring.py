@@ -7,6 +7,8 @@ For a base p and a model q over one place of the text, with w = logits - max(log
 
 where e = exp(w_p). As in llama-perplexity, the sum is over tokens with ln p > -16 only. The difference of the two
 w is taken before it is summed: in single precision, their sums alone would cancel to noise for good quantizations.
+Of the base only w_p is kept. e costs less to compute again for each model than to keep: the memory that it would take
+lets the models read more tokens at once.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ _Tokens = npt.NDArray[np.int32]
 
 #: Base probabilities below exp(-16) are left out of the sum (perplexity.cpp: `p_log_base > -16.f`).
 _LEAST_LOG_P = -16.0
-#: Bytes of a block of logits: three of them and a thread's share of the processor's cache.
-_BLOCK = 800_000
+#: What stands for a base's logit that is left out: its exponential is exactly 0, and differences from it are finite.
+_LEFT_OUT = np.float32(-1e30)
+#: Bytes of a block of logits: four of them fit into a thread's share of the processor's cache.
+_BLOCK = 600_000
 
 
 class NotANumber(Exception):  # noqa: N818 - the caller knows which model and chunk it was
@@ -42,13 +46,11 @@ class BaseRows:
     Attributes
     ----------
     shifted
-        Logits less their maximum, shape (rows, n_vocab).
-    weights
-        exp(shifted), 0 where the sum leaves a token out; the same shape.
+        Logits less their maximum, shape (rows, n_vocab); `_LEFT_OUT` where the sum leaves a token out.
     log_sum
-        ln of the sum of exp(shifted), shape (rows,).
+        ln of the sum of exp(logits less their maximum), shape (rows,).
     mass
-        Sum of `weights`.
+        Sum of exp(shifted).
     top
         The likeliest token.
     nll
@@ -56,7 +58,6 @@ class BaseRows:
     """
 
     shifted: _Floats
-    weights: _Floats
     log_sum: npt.NDArray[np.float64]
     mass: npt.NDArray[np.float64]
     top: npt.NDArray[np.intp]
@@ -80,7 +81,7 @@ class Scorer:
         self._threads = max(1, threads)
         self._round = round_base
         self._block = max(1, _BLOCK // (4 * n_vocab))
-        shape = (self._threads, 2, self._block, n_vocab)
+        shape = (self._threads, 3, self._block, n_vocab)
         self._scratch = np.empty(shape, dtype=np.float32)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="scores") if self._threads > 1 else None
 
@@ -106,25 +107,26 @@ class Scorer:
         for other in others:
             other.result()
 
-    def base(self, logits: _Floats, following: _Tokens, shifted: _Floats, weights: _Floats) -> BaseRows:
-        """Take the base's rows in; `shifted` and `weights` are the memory to keep them in.
+    def base(self, logits: _Floats, following: _Tokens, shifted: _Floats) -> BaseRows:
+        """Take the base's rows in; `shifted` is the memory to keep them in.
 
         Raises
         ------
         NotANumber
         """
         rows = len(following)
-        found = BaseRows(shifted, weights, np.empty(rows), np.empty(rows), np.empty(rows, np.intp), np.empty(rows))
+        found = BaseRows(shifted, np.empty(rows), np.empty(rows), np.empty(rows, np.intp), np.empty(rows))
         softmax = _rounded if self._round else _softmax
 
-        def work(_thread: int, part: slice) -> None:
-            shifted, weights = found.shifted[part], found.weights[part]
+        def work(thread: int, part: slice) -> None:
+            shifted, (weights, _, _) = found.shifted[part], self._room(thread, len(logits[part]))
             top, log_sum = softmax(logits[part], shifted, weights)
-            least = (log_sum + _LEAST_LOG_P).astype(np.float32)
-            np.multiply(weights, shifted > least[:, None], out=weights)
             found.log_sum[part], found.top[part] = log_sum, top
-            found.mass[part] = weights.sum(axis=1)
             found.nll[part] = log_sum - shifted[np.arange(len(shifted)), following[part]]
+            left_out = shifted <= (log_sum + _LEAST_LOG_P).astype(np.float32)[:, None]
+            np.copyto(shifted, _LEFT_OUT, where=left_out)
+            np.copyto(weights, np.float32(0), where=left_out)
+            found.mass[part] = weights.sum(axis=1)
 
         self._in_blocks(rows, work)
         if not np.isfinite(found.log_sum).all():
@@ -136,7 +138,7 @@ class Scorer:
         nll = np.empty(len(following))
 
         def work(thread: int, part: slice) -> None:
-            shifted, exps = self._room(thread, len(logits[part]))
+            shifted, exps, _ = self._room(thread, len(logits[part]))
             _, log_sum = _softmax(logits[part], shifted, exps)
             nll[part] = log_sum - shifted[np.arange(len(shifted)), following[part]]
 
@@ -151,11 +153,11 @@ class Scorer:
         nll, kld, same = np.empty(rows), np.empty(rows), np.empty(rows, np.bool_)
 
         def work(thread: int, part: slice) -> None:
-            shifted, spare = self._room(thread, len(logits[part]))
+            shifted, spare, weights = self._room(thread, len(logits[part]))
             top, log_sum = _softmax(logits[part], shifted, spare)
             nll[part] = log_sum - shifted[np.arange(len(shifted)), following[part]]
             same[part] = top == base.top[part]
-            weights = base.weights[part]
+            np.exp(base.shifted[part], out=weights)
             np.subtract(base.shifted[part], shifted, out=spare)
             apart = np.einsum("ij,ij->i", weights, spare).astype(np.float64)
             if not np.isfinite(apart).all():
@@ -168,8 +170,9 @@ class Scorer:
             raise NotANumber
         return TokenScores(nll, base.nll, kld, np.exp(-nll) - np.exp(-base.nll), same)
 
-    def _room(self, thread: int, rows: int) -> tuple[_Floats, _Floats]:
-        return self._scratch[thread, 0, :rows], self._scratch[thread, 1, :rows]
+    def _room(self, thread: int, rows: int) -> tuple[_Floats, _Floats, _Floats]:
+        first, second, third = self._scratch[thread, :, :rows]
+        return first, second, third
 
 
 def _softmax(logits: _Floats, shifted: _Floats, exps: _Floats) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
