@@ -74,6 +74,8 @@ def test_a_model_runs_wholly_on_another_process(modules: BuildResult) -> None:
     assert there.text == here.text
     assert there.receipt is not None
     assert there.receipt.place == "RPC0"
+    assert f"--rpc {server.endpoint}" in there.receipt.llama_cli
+    assert "--rpc" not in here.receipt.llama_cli  # type: ignore[union-attr]
     rows = {row.role: row for row in rpc_hosts()}
     assert (rows["attached"].state, rows["attached"].devices) == ("connected", ("RPC0",))
     assert (rows["served"].state, rows["served"].devices) == ("serving", ("CPU",))

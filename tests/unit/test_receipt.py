@@ -38,6 +38,13 @@ def test_a_completion() -> None:
     assert value(line, "-n") == "-1"
 
 
+def test_other_machines_are_named() -> None:
+    hosts = ("10.0.0.2:50052", "127.0.0.1:50053")
+    line = llama_cli_line(OPTIONS, SamplingParams(), path="m.gguf", prompt="a", rpc=hosts)
+    assert value(line, "--rpc") == "10.0.0.2:50052,127.0.0.1:50053"
+    assert "--rpc" not in words(llama_cli_line(OPTIONS, SamplingParams(), path="m.gguf", prompt="a"))
+
+
 def test_only_what_differs_is_written() -> None:
     line = llama_cli_line(OPTIONS, SamplingParams(seed=3), path="m.gguf", prompt="a")
     assert not {"--samplers", "--mirostat", "-r", "-ngl", "-fa", "-lm", "--ignore-eos"} & set(words(line))

@@ -27,6 +27,7 @@ __all__ = [
     "loaded_backends",
     "noting",
     "refuse",
+    "rpc_of",
     "setup_for",
     "setup_of",
     "use_backend",
@@ -134,6 +135,11 @@ def left_out(client: Client) -> tuple[str, ...]:
     """Return in words what the worker of a client had to leave out."""
     problems = client.problems if isinstance(client, EngineClient) else ()
     return tuple(f"without {Path(row.what).name}: {row.reason}" for row in problems)
+
+
+def rpc_of(client: Client) -> tuple[str, ...]:
+    """Return the RPC hosts that a client's worker uses."""
+    return client.setup.rpc if isinstance(client, EngineClient) else ()
 
 
 def noting(client: Client, record: Callable[[Completion], tuple[str, ...]]) -> Callable[[Completion], tuple[str, ...]]:

@@ -67,7 +67,7 @@ class Ask:
 class Generation:
     """A request under way: read its `stream`, then hand the completion to `finish`.
 
-    `over` is called when the completion is recorded, or will not be.
+    `over` is called when the completion is recorded, or will not be. `rpc` are the other machines that the worker uses.
     """
 
     request: GenerateRequest
@@ -75,6 +75,7 @@ class Generation:
     schema: Schema | None
     record: Callable[[Completion], tuple[str, ...]]
     over: Callable[[], None] = lambda: None
+    rpc: tuple[str, ...] = ()
 
     def finish(self, completion: Completion) -> Completion:
         """Complete what only this side knows: parsed object, `llama-cli` line, the conversation's turn.
@@ -101,7 +102,12 @@ class Generation:
             return ""
         options = request.spec.options.replace(n_ctx=receipt.n_ctx or None, n_threads=receipt.n_threads or None)
         return llama_cli_line(
-            options, request.params, path=request.spec.path, prompt=request.prompt, messages=request.messages
+            options,
+            request.params,
+            path=request.spec.path,
+            prompt=request.prompt,
+            messages=request.messages,
+            rpc=self.rpc,
         )
 
     def _bare_receipt(self) -> Receipt:

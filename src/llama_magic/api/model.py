@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from llama_magic.api.backends import client_of
+from llama_magic.api.backends import client_of, rpc_of
 from llama_magic.api.locate import locate
 from llama_magic.api.saved import SavedConversation, load_saved, put_state, save_state
 from llama_magic.api.schema import Schema, load_schema
@@ -251,7 +251,7 @@ class Model:
         messages = () if isinstance(prompt, str) else tuple(map(_message, prompt))
         request = GenerateRequest(self.spec, chosen, text, messages, conversation)
         stream = self._client.open(request)
-        return stream.map(Generation(request, stream, schema, record).finish)
+        return stream.map(Generation(request, stream, schema, record, rpc=rpc_of(self._client)).finish)
 
 
 class Chat:

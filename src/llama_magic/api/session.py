@@ -281,12 +281,12 @@ class Session:
     def _open(
         self, request: GenerateRequest, schema: Schema | None, record: Callable[[Completion], tuple[str, ...]]
     ) -> Generation:
-        from llama_magic.api.backends import noting
+        from llama_magic.api.backends import noting, rpc_of
 
         client = self.client(request.spec)
         record = noting(client, record)
         stream = client.open(request)
-        generation = Generation(request, stream, schema, record)
+        generation = Generation(request, stream, schema, record, rpc=rpc_of(client))
         if request.conversation is not None:
             generation.over = self._answering.begin(request.conversation, stream)
         return generation

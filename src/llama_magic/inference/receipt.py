@@ -56,6 +56,7 @@ def llama_cli_line(
     path: str,
     prompt: str | None = None,
     messages: Sequence[Message] = (),
+    rpc: Sequence[str] = (),
 ) -> str:
     """Return a shell-quoted command that asks llama.cpp's own tool the same.
 
@@ -71,8 +72,12 @@ def llama_cli_line(
         The GGUF file.
     prompt, messages
         As in `GenerateRequest`: one of them.
+    rpc
+        RPC hosts as ``host:port``.
     """
     words = ["llama-cli" if prompt is None else "llama-completion", "-m", path]
+    if rpc:
+        words += ["--rpc", ",".join(rpc)]
     comments: list[str] = []
     words += _loading(options)
     words += _sampling(params, options, comments)
