@@ -16,6 +16,7 @@ from llama_magic.evaluation.board import Board
 from llama_magic.evaluation.comparison import Comparison
 from llama_magic.evaluation.levels import CompareRequest, LevelUpdate, QuantizationLevel
 from llama_magic.evaluation.recommend import MAX_KLD
+from llama_magic.locks import file_lock
 from llama_magic.models.gguf import read_metadata
 from llama_magic.models.memory import estimate
 from llama_magic.progress import Progress, Report
@@ -93,24 +94,10 @@ def _on(lineup: Lineup, backend: str) -> Lineup:
 @contextlib.contextmanager
 def _alone(board: Board) -> Iterator[None]:
     """Note where another comparison measures at the same time."""
-    from filelock import FileLock, Timeout
-
-    folder = levels_folder() / ".locks"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(folder / "measuring.lock"))
-        lock.acquire(timeout=0)
-    except Timeout:
-        board.note("Another comparison ran at the same time: speeds are lower than they would have been alone.")
+    with file_lock(levels_folder() / ".locks" / "measuring.lock", None) as alone:
+        if not alone:
+            board.note("Another comparison ran at the same time: speeds are lower than they would have been alone.")
         yield
-        return
-    except (NotImplementedError, OSError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from llama_magic.api.locate import locate
 from llama_magic.api.quantize import plan, quantize
 from llama_magic.errors import DiskFullError, InvalidRequestError, LlamaMagicError
 from llama_magic.evaluation.levels import QuantizationLevel
+from llama_magic.locks import file_lock
 from llama_magic.models.content import content_hash
 from llama_magic.models.gguf import read_metadata
 from llama_magic.models.metadata import ModelMetadata
@@ -352,24 +353,12 @@ class _Maker:
     @contextlib.contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
         """Let two comparisons make the same files one after the other."""
-        from filelock import FileLock, Timeout
 
-        locks = levels_folder() / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(locks / f"{folder.name}.lock"))
-        while True:
-            try:
-                lock.acquire(timeout=0.2)
-                break
-            except Timeout:
-                self._say("another comparison is making these files; waiting for it")
-            except (NotImplementedError, OSError):  # a file system without locks: the rename decides
-                yield
-                return
-        try:
+        def waiting() -> None:
+            self._say("another comparison is making these files; waiting for it")
+
+        with file_lock(levels_folder() / ".locks" / f"{folder.name}.lock", waiting):
             yield
-        finally:
-            lock.release()
 
     def _say(self, words: str) -> None:
         if self.progress is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from llama_magic.evaluation import views
 from llama_magic.evaluation.requests import Estimate
+from llama_magic.several import Several, Views
 
 __all__ = ["Evaluation", "KLDivergence", "KLDivergences", "Perplexities", "Perplexity"]
 
@@ -142,41 +143,13 @@ class KLDivergence(_Outcome):
         return self.kld_percentiles["Median"]
 
 
-class _Several:
-    """A sequence of results, also by the name of the model: ``results["model-q4_0.gguf"]``."""
-
+class _Several(Several):
     __slots__ = ()
-    items: tuple[Any, ...]
+    _views: ClassVar[Views] = views
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, which: int | str) -> Any:
-        if isinstance(which, str):
-            found = next((item for item in self.items if which in (item.model, item.path)), None)
-            if found is None:
-                raise KeyError(which)
-            return found
-        return self.items[which]
-
-    def __repr__(self) -> str:
-        return views.text_of(self.items)
-
-    def _repr_html_(self) -> str:
-        return views.html_of(self.items)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the results by the name of their model."""
-        return {item.model: item.to_dict() for item in self.items}
-
-    def to_pandas(self) -> Any:
-        """Return a row for each model as a `pandas.DataFrame`."""
-        import pandas as pd
-
-        return pd.DataFrame([views.figures(item) for item in self.items])
+    @staticmethod
+    def _names(item: Any) -> tuple[str, ...]:
+        return item.model, item.path
 
 
 @dataclass(frozen=True, slots=True, repr=False)

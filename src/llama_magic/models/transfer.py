@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llama_magic.errors import DownloadError
+from llama_magic.locks import file_lock
 from llama_magic.models.hub import TIMEOUT_S, HubFile, endpoint, is_network
 from llama_magic.models.hub_cache import repo_folder
 from llama_magic.models.places import hub_cache
@@ -182,22 +183,6 @@ def size_of(path: Path) -> int:
 @contextlib.contextmanager
 def locked(repo: str, etag: str, check: Callable[[], None]) -> Iterator[None]:
     """Hold the lock that huggingface_hub's own downloads take too; the second waits for the first."""
-    from filelock import FileLock, Timeout
-
-    folder = hub_cache() / ".locks" / repo_folder(repo).name
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(folder / f"{etag}.lock"))
-    while True:
-        check()
-        try:
-            lock.acquire(timeout=0.2)
-            break
-        except Timeout:
-            continue
-        except (NotImplementedError, OSError):  # a file system without locks: two at a time only waste bandwidth
-            yield
-            return
-    try:
+    check()
+    with file_lock(hub_cache() / ".locks" / repo_folder(repo).name / f"{etag}.lock", check):
         yield
-    finally:
-        lock.release()

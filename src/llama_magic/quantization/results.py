@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llama_magic.quantization import views
+from llama_magic.several import Several, Views
 
 __all__ = ["QuantizePlan", "QuantizePlans", "QuantizeResult", "QuantizeResults", "TensorChoice"]
 
@@ -172,41 +173,13 @@ class QuantizeResult(_Outcome):
         return str(self.path)
 
 
-class _Several:
-    """A sequence of outcomes, also by the name of the type: ``plans["Q4_K_M"]``."""
-
+class _Several(Several):
     __slots__ = ()
-    items: tuple[Any, ...]
+    _views: ClassVar[Views] = views
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, which: int | str) -> Any:
-        if isinstance(which, str):
-            found = next((item for item in self.items if item.ftype == which.upper()), None)
-            if found is None:
-                raise KeyError(which)
-            return found
-        return self.items[which]
-
-    def __repr__(self) -> str:
-        return views.text_of(self.items)
-
-    def _repr_html_(self) -> str:
-        return views.html_of(self.items)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entries by the name of their type."""
-        return {item.ftype: item.to_dict() for item in self.items}
-
-    def to_pandas(self) -> Any:
-        """Return a row for each type as a `pandas.DataFrame`."""
-        import pandas as pd
-
-        return pd.DataFrame([views.figures(item) for item in self.items])
+    @staticmethod
+    def _names(item: Any) -> tuple[str, ...]:
+        return (item.ftype,)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
