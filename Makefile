@@ -35,8 +35,11 @@ help:
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/$(NOTEBOOK) $(LAB_ARGS)
 
-test: check
-	$(BIN)/python -m pytest $(PYTEST_ARGS) $(TIERS:%=tests/%)
+# The checks and the tests of the first tier use one core each, so they run side by side; the others measure time.
+test: $(VENV)/.test
+	@echo "ruff, mypy and the unit tests, side by side: a minute or two, silently"
+	$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) check test-unit
+	$(BIN)/python -m pytest $(PYTEST_ARGS) $(patsubst %,tests/%,$(filter-out unit,$(TIERS)))
 
 $(TIERS:%=test-%): test-%: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/$*
