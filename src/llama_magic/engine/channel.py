@@ -15,7 +15,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from llama_magic.engine.protocol import Cancel, Envelope, Error, Log, Request, Result
+from llama_magic.engine.protocol import Cancel, Envelope, Error, Log, Request, Result, unpack_event
 from llama_magic.engine.stream import PendingRequest, WorkerDied
 
 __all__ = ["Channel", "Worker"]
@@ -103,15 +103,15 @@ class Channel:
                 return  # the reader notices too, and tells those who wait
 
     def _read(self) -> None:
-        receive = self.process.connection.recv
+        receive = self.process.connection.recv_bytes
         # A worker that is killed can leave half a message, which unpickles to anything or nothing.
         with contextlib.suppress(Exception):
             while True:
-                envelope = receive()
-                if isinstance(envelope.body, Log):
-                    self._log.append(envelope.body.text)
+                number, event = unpack_event(receive())
+                if isinstance(event, Log):
+                    self._log.append(event.text)
                 else:
-                    self._deliver(envelope)
+                    self._deliver(number, event)
         with self._lock:
             self.dead = True
             current, self._current = self._current, None
@@ -120,16 +120,15 @@ class Channel:
             current.events.put(WorkerDied())
             self._ended(current)
 
-    def _deliver(self, envelope: Envelope) -> None:
+    def _deliver(self, number: int, event: Any) -> None:
         current = self._current
-        if current is None or current.number != envelope.number:
+        if current is None or current.number != number:
             return
-        over = isinstance(envelope.body, (Result, Error))
+        over = isinstance(event, (Result, Error))
         if over:
             with self._lock:
                 self._current = None
         if not current.forgotten:
-            event: Any = envelope.body
             current.events.put(event)
         if over:
             self._ended(current)

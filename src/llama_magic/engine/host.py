@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_magic.engine.job_engine import JobEngine
 from llama_magic.engine.jobs import RUNNERS
-from llama_magic.engine.protocol import Cancel, Envelope, Error, Event, Request, Result
+from llama_magic.engine.protocol import Cancel, Error, Event, Request, Result, pack_event
 from llama_magic.errors import GenerationInterrupted, LlamaMagicError, OutOfMemoryError
 from llama_magic.inference.pacing import Source, Take
 
@@ -103,7 +103,7 @@ class _Host:
 
     def _send(self, number: int, event: Event) -> None:
         try:
-            self._connection.send_bytes(pickle.dumps(Envelope(number, event), pickle.HIGHEST_PROTOCOL))
+            self._connection.send_bytes(pack_event(number, event))
         except OSError:
             os._exit(0)  # the kernel is gone
 

@@ -7,6 +7,7 @@ plain values, and pickles. Nothing here imports numpy or llama_cpp.
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -36,6 +37,8 @@ __all__ = [
     "StatusRequest",
     "TokenizeRequest",
     "UnloadRequest",
+    "pack_event",
+    "unpack_event",
 ]
 
 
@@ -238,3 +241,23 @@ class Envelope:
 
     def __reduce__(self) -> tuple[type[Envelope], tuple[object, ...]]:
         return Envelope, (self.number, self.body)  # as `Chunk` does, for the same reason
+
+
+def pack_event(number: int, event: Event) -> bytes:
+    """Return an event of a request as bytes.
+
+    A chunk is a bare tuple in them. Looking up its classes takes longer than all the rest of reading it: the weights of
+    a model pass through the processor's caches between two chunks, and leave nothing there.
+    """
+    if type(event) is Chunk and not event.logprobs:
+        return pickle.dumps((number, event.text, event.tokens, event.index), pickle.HIGHEST_PROTOCOL)
+    return pickle.dumps(Envelope(number, event), pickle.HIGHEST_PROTOCOL)
+
+
+def unpack_event(data: bytes) -> tuple[int, Any]:
+    """Return what `pack_event` packed: number and event."""
+    message: Any = pickle.loads(data)  # noqa: S301 - from our own worker
+    if type(message) is tuple:
+        number, text, tokens, index = message
+        return number, Chunk(text, tokens, (), index)
+    return message.number, message.body
