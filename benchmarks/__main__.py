@@ -60,7 +60,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="folder for RESULTS.md and results.json")
     arguments = parser.parse_args()
     setup = Setup(arguments.threads, arguments.quick, arguments.tools and arguments.tools.resolve())
-    rows, broken = [], False
+    rows, broken = list[Row](), False
+    whole = not arguments.quick and not arguments.only
+    folder = arguments.output or (ROOT / "benchmarks" if whole else None)
     for name in arguments.only or GROUPS:
         start = time.perf_counter()
         print(f"{name} …", flush=True)
@@ -74,10 +76,8 @@ def main() -> int:
             print(f"  {row.what}: {row.value} ({row.spread}) {row.target} {verdict}\n    {row.note}".rstrip())
         print(f"  [{time.perf_counter() - start:.0f} s]", flush=True)
         rows += found
-    whole = not arguments.quick and not arguments.only
-    folder = arguments.output or (ROOT / "benchmarks" if whole else None)
-    if folder is not None:
-        write(rows, machine(setup), folder)
+        if folder is not None:  # after each, so that what was measured is there when the rest is stopped
+            write(rows, machine(setup), folder)
     return int(broken)
 
 

@@ -38,7 +38,7 @@ _NUMBER = re.compile(r"-?\d+\.(\d+)")
 
 def measure(setup: Setup) -> list[Row]:
     """Agreement, wall time, disk and memory."""
-    chunks = 4 if setup.quick else 16
+    chunks = 4 if setup.quick else 8
     base, levels = _files(setup)
     with_tool = _Tool(setup, base, levels, chunks)
     results: list[Any] = []

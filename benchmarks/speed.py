@@ -66,7 +66,7 @@ def bench(setup: Setup) -> list[Row]:
             def ours(_round: int, lane: Lane = lane) -> float:
                 return 1e9 * lane.test.n_tokens / workers.time(lane)
 
-            pairs = turns(ours, theirs, setup.rounds(31, 5))
+            pairs = turns(ours, theirs, setup.rounds(21, 5))
             ratios = [a / b for a, b in pairs]
             off = abs(statistics.median(ratios) - 1)
             note = f"{_rates(pairs, 'llama-bench')}; the median is {100 * off:.1f} % off"
