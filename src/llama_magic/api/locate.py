@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from llama_magic.models import resolve as references
 from llama_magic.models.references import HubReference
-from llama_magic.models.resolve import resolve
 from llama_magic.progress import Report
 
 __all__ = ["locate"]
@@ -26,4 +26,4 @@ def locate(ref: str | os.PathLike[str], progress: Report | None = None) -> str:
 
         return fetch_from_hub(DownloadRequest(found), progress).path
 
-    return resolve(os.fspath(ref), fetch)
+    return references.resolve(os.fspath(ref), fetch)
