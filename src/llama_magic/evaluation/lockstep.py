@@ -39,7 +39,7 @@ Inspect = Callable[["Reader", npt.NDArray[np.float32], npt.NDArray[np.int32]], N
 #: Bytes for logits, at a vocabulary of up to `_VOCABULARY`; larger ones get as many more.
 _BUDGET, _VOCABULARY = 310 << 20, 49152
 #: Rows of logits that a model gives at once, where memory allows, and windows that it reads side by side.
-_MOST_ROWS, _MOST_SIDE = 512, 4
+_MOST_ROWS, _MOST_SIDE = 256, 4
 #: Seconds between two looks at whether the user stopped it.
 _LOOK_S = 0.05
 

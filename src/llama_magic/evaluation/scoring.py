@@ -8,7 +8,7 @@ For a base p and a model q over one place of the text, with w = logits - max(log
 where e = exp(w_p). As in llama-perplexity, the sum is over tokens with ln p > -16 only. The difference of the two
 w is taken before it is summed: in single precision, their sums alone would cancel to noise for good quantizations.
 Of the base only w_p is kept. e costs less to compute again for each model than to keep: the memory that it would take
-lets the models read more tokens at once.
+lets the models read more windows side by side.
 """
 
 from __future__ import annotations
