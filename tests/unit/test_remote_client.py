@@ -18,21 +18,8 @@ from llama_magic.inference.results import Message
 from llama_magic.serving.endpoint import parse_endpoint
 from llama_magic.serving.problems import Refusal, error_of, refusal_of
 from llama_magic.serving.remote import translate
-from tests.serving import FakeServed, Running, Start
+from tests.serving import Start
 from tests.waiting import wait_until
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    made: list[Running] = []
-
-    def begin(*replies: Any, **options: Any) -> Running:
-        made.append(Running(FakeServed(replies), **options))
-        return made[-1]
-
-    yield begin
-    for server in made:
-        server.stop()
 
 
 @pytest.mark.parametrize(

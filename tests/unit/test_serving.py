@@ -19,24 +19,11 @@ from llama_magic.serving.parameters import IGNORED, SAMPLING
 from llama_magic.serving.policy import make_key, make_policy
 from llama_magic.serving.problems import Refusal, refusal_of
 from llama_magic.serving.views import ServerFacts, mask, server_page, server_text
-from tests.serving import FakeServed, Running, Start
+from tests.serving import Running, Start
 from tests.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 BASE = SamplingParams(max_tokens=-1)
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    made: list[Running] = []
-
-    def begin(*replies: Any, **options: Any) -> Running:
-        made.append(Running(FakeServed(replies), **options))
-        return made[-1]
-
-    yield begin
-    for server in made:
-        server.stop()
 
 
 def post(server: Running, path: str = "/v1/chat/completions", *, headers: Any = None, **body: Any) -> httpx.Response:

@@ -74,11 +74,14 @@ class Application:
             "/tokenize": self._tokenize,
             "/detokenize": self._detokenize,
         }
-        gets = {"/v1/models": self._models, "/v1/models/{name:path}": self._model, "/health": self._health}
+        gets = {
+            "/v1/models": self._models,
+            "/v1/models/{name:path}": self._model,
+            "/health": self._health,
+            "/v1/health": self._health,
+        }
         routes = [Route(path, self._guarded(end), methods=["POST"]) for path, end in posts.items()]
         routes += [Route(path, self._guarded(end), methods=["GET"]) for path, end in gets.items()]
-        for path in ("/v1/health",):
-            routes.append(Route(path, self._guarded(self._health), methods=["GET"]))
         self._paths = {*posts, "/v1/models", *OPEN_PATHS}
         return Starlette(routes=routes, exception_handlers={HTTPException: self._http_error})
 
