@@ -49,7 +49,7 @@ def measure(setup: Setup) -> list[Row]:
             rates += [float(test["avg_ts"]) for test in json.loads(said)]
         return math.exp(sum(map(math.log, rates)) / len(rates))
 
-    pairs = turns(ours, theirs, setup.rounds(5, 1))
+    pairs = turns(ours, theirs, setup.rounds(9, 1))
     middle = sorted(pairs)[len(pairs) // 2]
     note = f"a round in the middle: {middle[0]:.1f} tok/s, llama-bench {middle[1]:.1f}"
     what = f"tok/s in the table of a comparison / llama-bench, F16 and {len(_LEVELS)} quantizations, pp512 and tg128"

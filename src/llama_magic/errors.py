@@ -288,7 +288,7 @@ class GenerationInterrupted(LlamaMagicError, KeyboardInterrupt):  # noqa: N818
 
     def _render_traceback_(self) -> list[str]:
         """One line in the notebook: the user stopped it, there is nothing to trace."""
-        return [f"Interrupted: {self}"]
+        return [str(self)]
 
 
 class JobInterrupted(GenerationInterrupted):
@@ -310,3 +310,6 @@ class JobInterrupted(GenerationInterrupted):
 
     def __str__(self) -> str:
         return self.words
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Interrupted: {self}"]

@@ -474,3 +474,18 @@ def test_five_hundred_random_clicks(panel: NotebookPage) -> None:
     assert len(workers_of(kernel)) <= 1
     outputs = json.dumps([panel.outputs(number) for number in range(3)])
     assert "Traceback" not in outputs
+
+
+def test_what_cells_loaded_is_in_the_head(open_notebook: OpenNotebook, smollm2_path: Path) -> None:
+    """A cell loads the default model without making it the current one, before the panel is opened and after."""
+    assert smollm2_path.exists()
+    cell = "%%llama -n 2\nHi"
+    notebook = open_notebook(["%load_ext llama_magic", cell, "%llama panel", "%llama unload", cell])
+    for number in range(3):
+        notebook.run(number)
+    head = notebook.page.locator(".lm-head").get_by_role("status")
+    expect(head).to_contain_text("SmolLM2-135M-Instruct")
+    notebook.run(3)
+    expect(head).to_contain_text("no model loaded")
+    notebook.run(4)
+    expect(head).to_contain_text("SmolLM2-135M-Instruct")

@@ -45,6 +45,33 @@ def test_a_job_finds_its_worker_started(kept: None, tmp_path: Path) -> None:
     assert waiting() == []
 
 
+def test_a_hint_starts_one_in_a_moment_and_a_job_that_is_quicker_takes_it_back(
+    kept: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spare, "_SOON_S", 0.05)
+    spare.prepare_soon()
+    spare._soon[0].join(20)
+    (pid,) = waiting()
+    spare.prepare_soon()  # there is one
+    assert waiting() == [pid]
+    taken = spare.take_spare()
+    assert taken is not None
+    taken.close()
+    monkeypatch.setattr(spare, "_SOON_S", 60.0)
+    spare.prepare_soon()
+    (timer,) = spare._soon
+    assert spare.take_spare() is None
+    timer.join(20)
+    assert waiting() == []
+
+
+def test_scripts_get_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spare, "_SOON_S", 0.0)
+    spare.prepare_soon()
+    assert waiting() == []
+    assert not [timer for timer in spare._soon if timer.is_alive()]
+
+
 def test_what_the_environment_says_now_holds(kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
     spare.prepare_spare()
     (first,) = waiting()

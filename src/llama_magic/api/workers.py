@@ -1,7 +1,7 @@
-"""Whether a worker waits for the next job."""
+"""Whether and when a worker waits for the next job."""
 
 from __future__ import annotations
 
-from llama_magic.engine.spare import keep_spare
+from llama_magic.engine.spare import keep_spare, prepare_soon
 
-__all__ = ["keep_spare"]
+__all__ = ["keep_spare", "prepare_soon"]

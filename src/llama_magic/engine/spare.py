@@ -1,26 +1,32 @@
 """A worker that waits for the next job, so that a short job is not mostly the start of its worker.
 
 Off unless somebody asks for it, as the notebook does: a script that quantizes once has no use for it. It is started
-when a job is likely to come (after a plan, after another job), does nothing until then, and ends after some minutes.
+when a job is likely to come (after a plan, a look at a model or at the types, another job), does nothing until then, and
+ends after some minutes.
 A job gets it only in the environment that it was started in: what a notebook sets in between has to hold.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llama_magic.errors import LlamaMagicError
+
 if TYPE_CHECKING:
     from llama_magic.engine.client import Client, EngineClient
 
-__all__ = ["IDLE_S", "WarmUpRequest", "end_job", "keep_spare", "prepare_spare", "take_spare"]
+__all__ = ["IDLE_S", "WarmUpRequest", "end_job", "keep_spare", "prepare_soon", "prepare_spare", "take_spare"]
 
 #: Seconds after which a spare worker that nobody needed is ended.
 IDLE_S = 300.0
 #: Seconds that the end of a worker may take before the next one does not wait for it.
 _ENDING_S = 3.0
+#: Seconds after which `prepare_soon` starts one: what was asked for is on the screen by then.
+_SOON_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ _lock = threading.Lock()
 _wanted = False
 _waiting: list[_Spare] = []
 _ending: list[threading.Thread] = []
+_soon: list[threading.Timer] = []
 
 
 def keep_spare(wanted: bool) -> None:
@@ -65,6 +72,27 @@ def prepare_spare() -> None:
         timer.daemon = True
         timer.start()
         _waiting.append(_Spare(client, dict(os.environ), os.getpid(), timer))
+
+
+def prepare_soon() -> None:
+    """Start a spare worker in a moment, where one is wanted: a job may come, and this call must not wait for it."""
+    if not _wanted or _waiting:
+        return
+    _not_now()
+    timer = threading.Timer(_SOON_S, _prepare_quietly)
+    timer.daemon = True
+    _soon[:] = [timer]
+    timer.start()
+
+
+def _prepare_quietly() -> None:
+    with contextlib.suppress(LlamaMagicError, OSError):  # a job that can not start its worker says why
+        prepare_spare()
+
+
+def _not_now() -> None:
+    for timer in _soon:
+        timer.cancel()
 
 
 def end_job(client: Client, *, wait: bool) -> None:
@@ -100,6 +128,7 @@ def _settle() -> None:
 
 def take_spare() -> EngineClient | None:
     """Return a client whose worker is started already, None where there is none that fits. The caller closes it."""
+    _not_now()
     _settle()
     with _lock:
         spare = _waiting.pop() if _waiting else None
@@ -113,6 +142,7 @@ def take_spare() -> EngineClient | None:
 
 
 def _drop() -> None:
+    _not_now()
     _settle()
     with _lock:
         gone, _waiting[:] = _waiting[:], []

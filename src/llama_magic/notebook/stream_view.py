@@ -30,7 +30,7 @@ __all__ = ["JupyterView", "Slots"]
 #: Most outputs in use while streaming.
 MAX_SLOTS = 32
 #: Settled HTML moves out of the live output from this length on, in characters of one column.
-FREEZE = 800
+FREEZE = 400
 #: Seconds between updates: the usual gap, and the one that waiting for the next chunk must not exceed.
 _GAP, _LONGEST_GAP = 0.05, 0.12
 #: The same for tables that fill while work goes on: they are longer, and change seldom.

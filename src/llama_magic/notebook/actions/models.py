@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, fields
 
 from llama_magic.api.inspect import inspect as inspect_model
+from llama_magic.api.workers import prepare_soon
 from llama_magic.errors import InvalidRequestError
 from llama_magic.markup import Html, heading, note, page
 from llama_magic.models.card import TensorTable, card, clean, clean_block
@@ -49,6 +50,7 @@ def inspect(context: Context, arguments: Arguments) -> object:
     if len(chosen) > 1:
         raise InvalidRequestError(f"inspect takes one of --tensors, --template and --json, not {len(chosen)}")
     metadata = inspect_model(_ref(context, arguments), progress=context.on_progress)
+    prepare_soon()  # what was looked at is often quantized next
     if chosen == ["tensors"]:
         return TensorTable(metadata)
     if chosen == ["template"]:

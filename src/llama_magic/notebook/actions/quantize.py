@@ -8,6 +8,7 @@ from typing import Any
 from llama_magic.api.quantize import ftypes
 from llama_magic.api.quantize import plan as make_plan
 from llama_magic.api.quantize import quantize as make_files
+from llama_magic.api.workers import prepare_soon
 from llama_magic.errors import InvalidRequestError
 from llama_magic.notebook.commands import Context
 from llama_magic.notebook.parsers import Arguments
@@ -30,6 +31,7 @@ def plan(context: Context, arguments: Arguments) -> object:
 def quantize(context: Context, arguments: Arguments) -> object:
     """``%llama quantize MODEL TYPE …``."""
     if arguments.get("list"):
+        prepare_soon()  # one of them is chosen next
         return ftypes()
     source, types = _words(arguments, "quantize")
     place = arguments.get("place")

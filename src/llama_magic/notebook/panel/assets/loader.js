@@ -39,6 +39,8 @@ export default {
     store.connect(send);
     model.on("msg:custom", take);
     model.on("comm_live_update", live);
+    // What the kernel told while the modules were being loaded went by unheard.
+    store.checkConnection();
     return () => {
       model.off("msg:custom", take);
       model.off("comm_live_update", live);

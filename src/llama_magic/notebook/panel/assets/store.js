@@ -47,7 +47,7 @@ export class Store {
 
   take(message, buffers) {
     if (message.all) {
-      this.state = message.all;
+      this.state = { ...message.all, open: this.state.open };
       for (const section of Object.keys(this.state)) this.changed(section);
       this.tell("turns", { from: 0 });
     }
