@@ -128,5 +128,7 @@ def test_models_that_can_not_be_measured(tmp_path: Path, smollm2_path: Path) -> 
     assert result[1].error
     with pytest.raises(lm.InvalidModelError):
         lm.bench(broken)
+    seen: list[object] = []
     with pytest.raises(lm.InvalidRequestError, match="no backend"):
-        lm.bench(smollm2_path, backends="cuda9")
+        lm.bench(smollm2_path, backends=["cpu", "cuda9"], progress=seen.append)
+    assert seen == [], "it is told before anything is measured"

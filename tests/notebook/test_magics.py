@@ -488,6 +488,17 @@ def test_interrupt_while_loading(shell: Any, client: FakeClient, capsys: Any) ->
 # help and the extension
 
 
+def test_the_help_flag_of_other_tools_is_understood(shell: Any, capsys: Any) -> None:
+    shell.run_cell("%llama help compare")
+    expected = capsys.readouterr().out
+    assert "--chunks" in expected
+    for code in ("%llama compare --help", "%llama compare smollm2 -h", "%%llama compare smollm2 Q4_0 --help\nHi"):
+        assert shell.run_cell(code).success
+        assert capsys.readouterr().out == expected
+    assert shell.run_cell("%%llama --help\nHi").success
+    assert "--temp" in capsys.readouterr().out
+
+
 def test_help(shell: Any, capsys: Any) -> None:
     for code in ("%llama", "%llama help", "%llama --help", "%llama help cell", "%llama help --temp", "%llama version"):
         shell.ok(code)

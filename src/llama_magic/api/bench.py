@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from llama_magic.api.locate import locate
 from llama_magic.api.speed import Lane, SpeedWorkers, busy_note
+from llama_magic.backends.known import parse_backends
 from llama_magic.errors import (
     EngineCrashed,
     InvalidRequestError,
@@ -99,6 +100,8 @@ def bench(
     tests = _tests(_many(n_prompt), _many(n_gen), list(pg))
     choices = list(_options(options))
     wanted = [None] if backends is None else [backends] if isinstance(backends, str) else list(backends)
+    for names in filter(None, wanted):
+        parse_backends(names)  # a slip of the pen is told before anything is measured
     rows = [
         BenchRow(os.fspath(name), path, replace(test, n_depth=depth), chosen, backend or "")
         for name, path in [(each, str(locate(each, progress))) for each in refs]

@@ -1,9 +1,9 @@
 """A worker that waits for the next job, so that a short job is not mostly the start of its worker.
 
 Off unless somebody asks for it, as the notebook does: a script that quantizes once has no use for it. It is started
-when a job is likely to come (after a plan, a look at a model or at the types, another job), does nothing until then, and
-ends after some minutes.
-A job gets it only in the environment that it was started in: what a notebook sets in between has to hold.
+when a job is likely to come (after a plan, a look at a model or at the types, another job), does nothing until then,
+and ends after some minutes. A job gets it only in the environment that it was started in: what a notebook sets in
+between has to hold.
 """
 
 from __future__ import annotations

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["LlamaMagic"]
 
 
+#: What asks for help: nothing at all, or what llama-cli takes.
+_HELP = ("", "-h", "--help")
 #: Seconds after an interrupt in which a kernel drops further ones, see `OneInterrupt`.
 _LINGER_S = 0.5
 
@@ -80,9 +82,11 @@ class LlamaMagic(Magics, Defaults):
     llama = cast("Callable[..., None]", no_var_expand(line_cell_magic(llama)))
 
     def _line(self, words: list[str]) -> None:
-        name = {"": "help", "-h": "help", "--help": "help", "--version": "version"}.get(words[0] if words else "", "")
-        name = name or words[0]
+        first = words[0] if words else ""
+        name = "help" if first in _HELP else "version" if first == "--version" else first
         if name in SUBCOMMANDS:
+            if name != "help" and _asks_for_help(words):
+                name, words = "help", ["help", name]
             arguments = SUBCOMMANDS[name].parse(words[1:])
             {"history": self._history, "retry": self._retry}.get(name, self._command)(name, arguments)
         elif any(word.startswith("-") for word in words):
@@ -92,6 +96,9 @@ class LlamaMagic(Magics, Defaults):
 
     def _whole_cell(self, line: str, body: str) -> None:
         words = split(line)
+        if _asks_for_help(words):
+            self._line(["help", "compare" if words[0] == "compare" else "cell"])
+            return
         if words[:1] == ["compare"]:
             self._compare(SUBCOMMANDS["compare"].parse(words[1:]), body)
             return
@@ -201,6 +208,12 @@ class LlamaMagic(Magics, Defaults):
                 write_text(file, all_text(completion))
 
         run(lambda: start(view.progress), view, done, linger=_LINGER_S if hasattr(self._shell, "kernel") else 0.0)
+
+
+def _asks_for_help(words: list[str]) -> bool:
+    """Tell whether a line ends with ``--help``, and not as the value of a flag."""
+    before = words[-2] if len(words) > 1 else ""
+    return bool(words) and words[-1] in ("-h", "--help") and not before.startswith("-")
 
 
 def _unknown(name: str) -> str:
