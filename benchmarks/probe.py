@@ -3,8 +3,8 @@
 `llama_decode` itself is wrapped, in the low-level module that llama_magic and llama-cpp-python both
 call. Sampling is `llama_sampler_sample` there, and `Sampler.sample` in the worker, which takes the peak
 of the logits itself when nothing else is asked for. Everything else that happens for a token (filling
-the batch, counting, text, sending) is outside and counts as overhead, and so do the clocks, with about
-a microsecond.
+the batch, counting, text, sending) is outside and counts as overhead, and so do the clocks: some microseconds,
+since the weights of the model have just passed through the processor's caches.
 
 ``python -m benchmarks.probe`` is the worker of llama_magic with these clocks; its figures come back as
 the last note of each completion.
@@ -29,42 +29,49 @@ __all__ = ["Clocks", "probed_workers", "reading"]
 
 
 class Clocks:
-    """Seconds inside decoding and sampling since the first token was sampled."""
+    """Seconds inside decoding and sampling since the first token was sampled.
+
+    What the clocks cost is outside of what they measure and counts as overhead of whoever is measured, so they are as
+    light as Python allows: one function around each call, and no attributes.
+    """
 
     def __init__(self) -> None:
-        self.inside_s = 0.0
-        self.first = 0.0
+        #: Return when the first token was there (`time.perf_counter`) and the seconds inside since.
+        self.read: Callable[[], dict[str, float]] = lambda: {"first": 0.0, "inside_s": 0.0}
+        #: Wait for the first token of the next generation.
+        self.restart: Callable[[], None] = lambda: None
 
     def install(self, lib: Any, sampler: Any, name: str) -> None:
         """Wrap `llama_decode` of llama_cpp's low-level module, and the function `name` of `sampler`."""
-        lib.llama_decode = self._timed(lib.llama_decode)
-        sample = self._timed(getattr(sampler, name))
+        inside = first = 0.0
+        clock, decode, sample = time.perf_counter, lib.llama_decode, getattr(sampler, name)
 
-        def first_sample(*arguments: Any) -> Any:
-            token = sample(*arguments)
-            if not self.first:
-                self.inside_s = 0.0
-                self.first = time.perf_counter()
+        def timed_decode(context: Any, batch: Any) -> Any:
+            nonlocal inside
+            start = clock()
+            code = decode(context, batch)
+            inside += clock() - start
+            return code
+
+        def timed_sample(owner: Any, context: Any, index: Any) -> Any:
+            nonlocal inside, first
+            start = clock()
+            token = sample(owner, context, index)
+            end = clock()
+            if first:
+                inside += end - start
+            else:
+                inside, first = 0.0, end
             return token
 
-        setattr(sampler, name, first_sample)
+        def restart() -> None:
+            nonlocal first
+            first = 0.0
 
-    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*arguments)
-            self.inside_s += time.perf_counter() - start
-            return result
-
-        return call
-
-    def restart(self) -> None:
-        """Wait for the first token of the next generation."""
-        self.first = 0.0
-
-    def read(self) -> dict[str, float]:
-        """Return when the first token was there (`time.perf_counter`) and the seconds inside since."""
-        return {"first": self.first, "inside_s": self.inside_s}
+        lib.llama_decode = timed_decode
+        setattr(sampler, name, timed_sample)
+        self.read = lambda: {"first": first, "inside_s": inside}
+        self.restart = restart
 
 
 class _ProbedWorker(WorkerProcess):
