@@ -44,6 +44,9 @@ _BLOCK = (
 )
 _LINK = "color:var(--jp-content-link-color,#1565c0)"
 _WIDTH, _STRIP = 680, 66
+#: A box for many rows, of which so many are seen at once.
+_SCROLLING = "max-height:24em;overflow-y:auto;border-bottom:1px solid var(--jp-border-color2,#8884)"
+_SHOWN = 4
 #: Tokens of text before a disagreement that its row shows.
 _CONTEXT = 8
 #: Least KL divergence that is a bar of full height, in nats: a good quantization has low bars.
@@ -120,8 +123,10 @@ def _section(found: Divergence, place: int) -> list[object]:
     parts: list[object] = [heading(short_name(one.model), summary(found, place)), _strip(found, place), by_kld]
     if apart:
         # open, since a link does not open a fold in JupyterLab; and in a box, since there may be many
-        rows = Html(f'<div style="max-height:24em;overflow-y:auto">{_rows(found, place)}</div>')
-        parts.append(details(f"{len(apart):,} disagreements, with both lists", rows, open_=True))
+        rows = Html(f'<div style="{_SCROLLING}">{_rows(found, place)}</div>')
+        many = f"{len(apart):,} disagreements" if len(apart) > 1 else "1 disagreement"
+        more = "; scroll for more" if len(apart) > _SHOWN else ""
+        parts.append(details(f"{many}, with both lists{more}", rows, open_=True))
     parts.append(details("Coloured by rank lost", by_rank, _legend("rank of the text's token", _BY_RANK)))
     return parts
 
