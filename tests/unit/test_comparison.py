@@ -20,7 +20,7 @@ from llama_magic.evaluation.comparison import Answer, Comparison, Figure, LevelR
 from llama_magic.evaluation.differences import changed, parting, words_of
 from llama_magic.evaluation.levels import LevelUpdate, QuantizationLevel
 from llama_magic.evaluation.pareto_svg import Point, frontier, pareto_svg
-from llama_magic.evaluation.recommend import recommend
+from llama_magic.evaluation.recommend import recommend, short
 from llama_magic.notebook.compare_view import TAIL_WORDS, CompareView
 
 MIB = 2**20
@@ -385,3 +385,11 @@ def test_a_choice_shows_what_was_tried() -> None:
     import os
 
     assert os.fspath(found) == "/models/x.gguf"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0, "0"), (0.0312, "0.031"), (1.26, "1.3"), (0.00012, "0.00012"), (0.000087, "0.00009"), (2.2e-9, "2e-09")],
+)
+def test_divergences_are_told_without_exponents_where_a_person_can_read_them(value: float, words: str) -> None:
+    assert short(value) == words

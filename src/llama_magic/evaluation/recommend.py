@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -120,8 +121,10 @@ def _speed_words(level: LevelResult, base: LevelResult) -> str:
 
 
 def short(value: float) -> str:
-    """Return a divergence in two digits that count."""
-    return "0" if value == 0 else f"{value:.2g}" if abs(value) >= 1e-4 else f"{value:.0e}"
+    """Return a divergence in two digits that count, or one where it is very small."""
+    if abs(value) >= 1e-4 or value == 0:
+        return f"{value:.2g}"
+    return f"{Decimal(f'{value:.1g}'):f}" if abs(value) >= 1e-6 else f"{value:.0e}"
 
 
 def _kld_words(level: LevelResult) -> str:
