@@ -48,6 +48,8 @@ class FakeGeneration:
         stopper = current_stopper()
         assert stopper is not None
         stopper.attach(self._release.set)
+        if stopper.asked:  # before it was attached
+            self._release.set()
         assert self._release.wait(20)
         stopper.check()
 
