@@ -284,7 +284,7 @@ class Session:
         from llama_magic.api.backends import noting, rpc_of
 
         client = self.client(request.spec)
-        record = noting(client, record)
+        record = self._watchers.after(noting(client, record))
         stream = client.open(request)
         generation = Generation(request, stream, schema, record, rpc=rpc_of(client))
         if request.conversation is not None:

@@ -6,12 +6,16 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from llama_magic.engine.stopping import check_stop
+from llama_magic.inference.results import Completion
 from llama_magic.progress import Progress, Report
 
-__all__ = ["Answering", "Watchers"]
+__all__ = ["Answering", "Record", "Watchers"]
+
+#: Records an answer, and returns what there is to say about it.
+Record: TypeAlias = Callable[[Completion], tuple[str, ...]]
 
 #: Seconds between two looks at whether a conversation is free.
 _LOOK_S = 0.05
@@ -37,6 +41,17 @@ class Watchers:
         """Tell all of them."""
         for watcher in tuple(self._watchers):
             watcher(what)
+
+    def after(self, record: Record) -> Record:
+        """Return what records an answer and tells "model" where one was loaded for it."""
+
+        def finish(completion: Completion) -> tuple[str, ...]:
+            notes = record(completion)
+            if completion.timings.load_s > 0:
+                self.tell("model")
+            return notes
+
+        return finish
 
 
 class Answering:
