@@ -86,7 +86,8 @@ def prepare_soon() -> None:
 
 
 def _prepare_quietly() -> None:
-    with contextlib.suppress(LlamaMagicError, OSError):  # a job that can not start its worker says why
+    # A job that can not start its worker says why; a process that ends starts no threads any more.
+    with contextlib.suppress(LlamaMagicError, OSError, RuntimeError):
         prepare_spare()
 
 
