@@ -24,7 +24,7 @@ from benchmarks import (
     speed,
     startup,
 )
-from benchmarks.report import machine, write
+from benchmarks.report import joined, machine, read, write
 from benchmarks.rows import Row, failed
 from benchmarks.runner import ROOT, Setup
 from llama_magic.backends.host import default_threads
@@ -57,12 +57,18 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(GROUPS), help="one measurement; may be repeated")
     parser.add_argument("--tools", type=Path, help="folder with llama-bench; without it, it is built once")
     parser.add_argument("--threads", type=int, default=default_threads(), help="threads for all sides")
-    parser.add_argument("--output", type=Path, help="folder for RESULTS.md and results.json")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder for RESULTS.md and results.json; with --only, "
+        "rounds are added to those that are there from the same day and machine",
+    )
     arguments = parser.parse_args()
     setup = Setup(arguments.threads, arguments.quick, arguments.tools and arguments.tools.resolve())
     rows, broken = list[Row](), False
     whole = not arguments.quick and not arguments.only
     folder = arguments.output or (ROOT / "benchmarks" if whole else None)
+    before = read(machine(setup), folder) if arguments.only and folder is not None else []
     for name in arguments.only or GROUPS:
         start = time.perf_counter()
         print(f"{name} …", flush=True)
@@ -77,7 +83,7 @@ def main() -> int:
         print(f"  [{time.perf_counter() - start:.0f} s]", flush=True)
         rows += found
         if folder is not None:  # after each, so that what was measured is there when the rest is stopped
-            write(rows, machine(setup), folder)
+            write(joined(before, rows), machine(setup), folder)
     return int(broken)
 
 

@@ -16,7 +16,7 @@ import psutil
 from benchmarks.rows import Row
 from benchmarks.runner import Setup
 
-__all__ = ["Machine", "machine", "markdown", "write"]
+__all__ = ["Machine", "joined", "machine", "markdown", "read", "write"]
 
 _HEAD = """# Measured
 
@@ -109,3 +109,20 @@ def write(rows: Sequence[Row], where: Machine, folder: Path) -> None:
     (folder / "RESULTS.md").write_text(markdown(rows, where), encoding="utf-8")
     data = {"machine": asdict(where), "rows": [row.to_dict() for row in rows]}
     (folder / "results.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(where: Machine, folder: Path) -> list[Row]:
+    """Return the rows in a folder; none where they are of another machine, version or day."""
+    file = folder / "results.json"
+    if not file.is_file():
+        return []
+    data = json.loads(file.read_text(encoding="utf-8"))
+    return [Row.from_dict(row) for row in data["rows"]] if data["machine"] == asdict(where) else []
+
+
+def joined(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
+    """Return all rows; what was measured twice has the rounds of both."""
+    rows = {row.what: row for row in before}
+    for row in now:
+        rows[row.what] = rows[row.what].joined(row) if row.what in rows else row
+    return list(rows.values())

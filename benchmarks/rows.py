@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 __all__ = ["Row", "at_least", "at_most", "between", "failed", "info"]
@@ -58,6 +59,28 @@ class Row:
             return ""
         low, high = _number(min(self.rounds), self.unit), _number(max(self.rounds), self.unit)
         return f"{low} to {high}, {len(self.rounds)} rounds" if len(self.rounds) > 1 else "1 round"
+
+    def joined(self, other: Row) -> Row:
+        """Return `other`, measured of the same thing later, with the rounds of both: all of them count."""
+        rounds = (*self.rounds, *other.rounds)
+        if not self.rounds or not other.rounds or self.target != other.target:
+            return other
+        median = statistics.median(rounds)
+        limits = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,.]*", self.target)]
+        reached = None
+        if self.target.startswith("≥"):
+            reached = median >= limits[0]
+        elif self.target.startswith("≤"):
+            reached = median <= limits[0]
+        elif self.target:
+            reached = limits[0] <= median <= limits[1]
+        return replace(other, rounds=rounds, measured=median, reached=reached)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Row:
+        """Return the row that `to_dict` gave."""
+        measured = math.nan if values["measured"] is None else values["measured"]
+        return cls(**{**values, "measured": measured, "rounds": tuple(values["rounds"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as a plain dict."""

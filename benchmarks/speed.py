@@ -46,7 +46,7 @@ def against_llama_bench(setup: Setup) -> list[Row]:
             return generate(client, spec, letter, params).tps
 
         ours(25)
-        pairs = turns(ours, bench, setup.rounds(21, 3))
+        pairs = turns(ours, bench, setup.rounds(41, 3))
     what = "generation tok/s, 128 tokens, greedy, seen by the kernel through the worker / llama-bench tg128"
     return [at_least(what, 0.97, [a / b for a, b in pairs], note=_rates(pairs, "llama-bench"))]
 
