@@ -124,5 +124,5 @@ def joined(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
     """Return all rows; what was measured twice has the rounds of both."""
     rows = {row.what: row for row in before}
     for row in now:
-        rows[row.what] = rows[row.what].joined(row) if row.what in rows else row
+        rows[row.what] = row.behind(rows[row.what]) if row.what in rows else row
     return list(rows.values())

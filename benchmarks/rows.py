@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 __all__ = ["Row", "at_least", "at_most", "between", "failed", "info"]
@@ -20,32 +19,51 @@ class Row:
     ----------
     what
         What was measured.
-    target
-        What is to be reached; empty for a line that only informs.
-    measured
-        The median of the rounds; nan where nothing could be measured.
+    rounds
+        What every round gave; their median counts. Empty where nothing could be measured.
     unit
         "" for a ratio, otherwise "s", "µs" and so on.
-    rounds
-        What every round gave.
-    reached
-        None for a line that only informs.
+    least, most
+        What the median should be at least and at most; a line without either only informs.
     note
         What the figure is made of.
     """
 
     what: str
-    target: str
-    measured: float
-    unit: str
     rounds: tuple[float, ...]
-    reached: bool | None
+    unit: str = ""
+    least: float | None = None
+    most: float | None = None
     note: str = ""
+
+    @property
+    def measured(self) -> float:
+        """The median of the rounds; nan where there are none."""
+        return statistics.median(self.rounds) if self.rounds else math.nan
+
+    @property
+    def target(self) -> str:
+        """What is to be reached, in words; empty for a line that only informs."""
+        if self.least is not None and self.most is not None:
+            return f"{self.least:g} to {_bound(self.most, self.unit)}"
+        if self.least is not None:
+            return f"≥ {_bound(self.least, self.unit)}"
+        return "" if self.most is None else f"≤ {_bound(self.most, self.unit)}"
+
+    @property
+    def reached(self) -> bool | None:
+        """None for a line that only informs."""
+        if not self.rounds:
+            return False
+        if self.least is None and self.most is None:
+            return None
+        least = -math.inf if self.least is None else self.least
+        return least <= self.measured <= (math.inf if self.most is None else self.most)
 
     @property
     def value(self) -> str:
         """The measured value in words."""
-        return "not measured" if math.isnan(self.measured) else _number(self.measured, self.unit)
+        return _number(self.measured, self.unit) if self.rounds else "not measured"
 
     @property
     def verdict(self) -> str:
@@ -60,33 +78,20 @@ class Row:
         low, high = _number(min(self.rounds), self.unit), _number(max(self.rounds), self.unit)
         return f"{low} to {high}, {len(self.rounds)} rounds" if len(self.rounds) > 1 else "1 round"
 
-    def joined(self, other: Row) -> Row:
-        """Return `other`, measured of the same thing later, with the rounds of both: all of them count."""
-        rounds = (*self.rounds, *other.rounds)
-        if not self.rounds or not other.rounds or self.target != other.target:
-            return other
-        median = statistics.median(rounds)
-        limits = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,.]*", self.target)]
-        reached = None
-        if self.target.startswith("≥"):
-            reached = median >= limits[0]
-        elif self.target.startswith("≤"):
-            reached = median <= limits[0]
-        elif self.target:
-            reached = limits[0] <= median <= limits[1]
-        return replace(other, rounds=rounds, measured=median, reached=reached)
+    def behind(self, before: Row) -> Row:
+        """Return this row with the rounds of the same thing, measured before, in front of its own."""
+        return replace(self, rounds=(*before.rounds, *self.rounds))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Row:
         """Return the row that `to_dict` gave."""
-        measured = math.nan if values["measured"] is None else values["measured"]
-        return cls(**{**values, "measured": measured, "rounds": tuple(values["rounds"])})
+        kept = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**{**kept, "rounds": tuple(kept["rounds"])})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as a plain dict."""
-        values = asdict(self)
-        values["measured"] = None if math.isnan(self.measured) else self.measured
-        return values
+        """Return the row as a plain dict, with the median and whether that is enough."""
+        measured = self.measured if self.rounds else None
+        return {**asdict(self), "measured": measured, "target": self.target, "reached": self.reached}
 
 
 def _number(value: float, unit: str) -> str:
@@ -105,28 +110,24 @@ def _bound(limit: float, unit: str) -> str:
 
 def at_least(what: str, limit: float, rounds: Sequence[float], unit: str = "", note: str = "") -> Row:
     """Return a row whose median should be `limit` or more."""
-    median = statistics.median(rounds)
-    return Row(what, f"≥ {_bound(limit, unit)}", median, unit, tuple(rounds), median >= limit, note)
+    return Row(what, tuple(rounds), unit, least=limit, note=note)
 
 
 def at_most(what: str, limit: float, rounds: Sequence[float], unit: str = "", note: str = "") -> Row:
     """Return a row whose median should be `limit` or less."""
-    median = statistics.median(rounds)
-    return Row(what, f"≤ {_bound(limit, unit)}", median, unit, tuple(rounds), median <= limit, note)
+    return Row(what, tuple(rounds), unit, most=limit, note=note)
 
 
 def between(what: str, low: float, high: float, rounds: Sequence[float], unit: str = "", note: str = "") -> Row:
     """Return a row whose median should lie within these limits."""
-    median = statistics.median(rounds)
-    target = f"{low:g} to {_bound(high, unit)}"
-    return Row(what, target, median, unit, tuple(rounds), low <= median <= high, note)
+    return Row(what, tuple(rounds), unit, low, high, note)
 
 
 def info(what: str, rounds: Sequence[float], unit: str = "", note: str = "") -> Row:
     """Return a row without a target."""
-    return Row(what, "", statistics.median(rounds), unit, tuple(rounds), None, note)
+    return Row(what, tuple(rounds), unit, note=note)
 
 
 def failed(what: str, reason: str) -> Row:
     """Return a row for what could not be measured."""
-    return Row(what, "", math.nan, "", (), reached=False, note=reason)
+    return Row(what, (), note=reason)

@@ -9,12 +9,10 @@ starts behind a prompt of one token.
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
-from dataclasses import replace
 
 from benchmarks.peer import Peer
-from benchmarks.rows import Row, at_least, info
+from benchmarks.rows import Row, at_least, between
 from benchmarks.runner import Setup, generate, prompt, turns, worker
 from benchmarks.tools import tool
 from llama_magic.api.speed import Lane, SpeedWorkers
@@ -69,11 +67,8 @@ def bench(setup: Setup) -> list[Row]:
                 return 1e9 * lane.test.n_tokens / workers.time(lane)
 
             pairs = turns(ours, theirs, setup.rounds(21, 5))
-            ratios = [a / b for a, b in pairs]
-            off = abs(statistics.median(ratios) - 1)
-            note = f"{_rates(pairs, 'llama-bench')}; the median is {100 * off:.1f} % off"
             what = f"`bench`: tok/s of {test.name} / llama-bench's"
-            rows.append(replace(info(what, ratios, note=note), target="0.97 to 1.03", reached=off <= 0.03))
+            rows.append(between(what, 0.97, 1.03, [a / b for a, b in pairs], note=_rates(pairs, "llama-bench")))
             workers.close()
     return rows
 

@@ -492,7 +492,12 @@ def test_the_help_flag_of_other_tools_is_understood(shell: Any, capsys: Any) -> 
     shell.run_cell("%llama help compare")
     expected = capsys.readouterr().out
     assert "--chunks" in expected
-    for code in ("%llama compare --help", "%llama compare smollm2 -h", "%%llama compare smollm2 Q4_0 --help\nHi"):
+    for code in (
+        "%llama compare --help",
+        "%llama compare smollm2 --suite -h",
+        "%llama compare --help Q4_0",
+        "%%llama compare smollm2 Q4_0 --help\nHi",
+    ):
         assert shell.run_cell(code).success
         assert capsys.readouterr().out == expected
     assert shell.run_cell("%%llama --help\nHi").success

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llama_magic.api.watching import Record
 from llama_magic.backends.known import find_backend, parse_backends
 from llama_magic.backends.modules import Library, Module, compiled_in, find_modules, installed_library
 from llama_magic.backends.results import Backends, BackendsRequest, Devices, LoadedBackends
@@ -142,7 +143,7 @@ def rpc_of(client: Client) -> tuple[str, ...]:
     return client.setup.rpc if isinstance(client, EngineClient) else ()
 
 
-def noting(client: Client, record: Callable[[Completion], tuple[str, ...]]) -> Callable[[Completion], tuple[str, ...]]:
+def noting(client: Client, record: Record) -> Record:
     """Return a function that records an answer and adds, once, what the client's worker had to leave out."""
     told = left_out(client)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_magic._version import __version__
 from llama_magic.api.schema import Schema
+from llama_magic.api.watching import Record
 from llama_magic.engine.protocol import GenerateRequest
 from llama_magic.inference.conversation import CellRun
 from llama_magic.inference.receipt import llama_cli_line
@@ -73,7 +74,7 @@ class Generation:
     request: GenerateRequest
     stream: GenerationStream
     schema: Schema | None
-    record: Callable[[Completion], tuple[str, ...]]
+    record: Record
     over: Callable[[], None] = lambda: None
     rpc: tuple[str, ...] = ()
 

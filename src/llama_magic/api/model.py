@@ -13,6 +13,7 @@ from llama_magic.api.saved import SavedConversation, load_saved, put_state, save
 from llama_magic.api.schema import Schema, load_schema
 from llama_magic.api.session import Generation
 from llama_magic.api.stream import GenerationStream
+from llama_magic.api.watching import Record
 from llama_magic.engine.client import Client, EngineClient, get_client
 from llama_magic.engine.protocol import (
     DetokenizeRequest,
@@ -238,7 +239,7 @@ class Model:
         params: SamplingParams | None,
         sampling: dict[str, Any],
         conversation: str | None,
-        record: Callable[[Completion], tuple[str, ...]],
+        record: Record,
     ) -> GenerationStream:
         schema: Schema | None = None
         if sampling.get("schema") is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_magic.api.generation import Ask, Generation
 from llama_magic.api.schema import Schema, load_schema
-from llama_magic.api.watching import Answering, Watchers
+from llama_magic.api.watching import Answering, Record, Watchers
 from llama_magic.engine.protocol import (
     ForgetRequest,
     GenerateRequest,
@@ -278,9 +278,7 @@ class Session:
 
         return self._open(request, schema, record)
 
-    def _open(
-        self, request: GenerateRequest, schema: Schema | None, record: Callable[[Completion], tuple[str, ...]]
-    ) -> Generation:
+    def _open(self, request: GenerateRequest, schema: Schema | None, record: Record) -> Generation:
         from llama_magic.api.backends import noting, rpc_of
 
         client = self.client(request.spec)

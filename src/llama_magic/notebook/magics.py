@@ -26,7 +26,7 @@ from llama_magic.notebook.converters import unescape
 from llama_magic.notebook.help import docstring
 from llama_magic.notebook.history import history_bundle
 from llama_magic.notebook.origin import cell_run
-from llama_magic.notebook.parsers import Arguments, split
+from llama_magic.notebook.parsers import Arguments, HelpAsked, split
 from llama_magic.notebook.running import all_text, run
 from llama_magic.notebook.subcommands import CELL, SUBCOMMANDS
 from llama_magic.notebook.views import make_view
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["LlamaMagic"]
 
 
-#: What asks for help: nothing at all, or what llama-cli takes.
-_HELP = ("", "-h", "--help")
 #: Seconds after an interrupt in which a kernel drops further ones, see `OneInterrupt`.
 _LINGER_S = 0.5
 
@@ -71,6 +69,8 @@ class LlamaMagic(Magics, Defaults):
                 self._line(split(line))
             else:
                 self._whole_cell(line, cell_text(cell))
+        except HelpAsked as asked:
+            self._line(["help", asked.topic])
         except (GenerationInterrupted, EngineProtocolError):
             raise  # the first renders itself, the second is a bug
         except LlamaMagicError as error:
@@ -82,11 +82,9 @@ class LlamaMagic(Magics, Defaults):
     llama = cast("Callable[..., None]", no_var_expand(line_cell_magic(llama)))
 
     def _line(self, words: list[str]) -> None:
-        first = words[0] if words else ""
-        name = "help" if first in _HELP else "version" if first == "--version" else first
+        name = {"": "help", "-h": "help", "--help": "help", "--version": "version"}.get(words[0] if words else "", "")
+        name = name or words[0]
         if name in SUBCOMMANDS:
-            if name != "help" and _asks_for_help(words):
-                name, words = "help", ["help", name]
             arguments = SUBCOMMANDS[name].parse(words[1:])
             {"history": self._history, "retry": self._retry}.get(name, self._command)(name, arguments)
         elif any(word.startswith("-") for word in words):
@@ -96,9 +94,6 @@ class LlamaMagic(Magics, Defaults):
 
     def _whole_cell(self, line: str, body: str) -> None:
         words = split(line)
-        if _asks_for_help(words):
-            self._line(["help", "compare" if words[0] == "compare" else "cell"])
-            return
         if words[:1] == ["compare"]:
             self._compare(SUBCOMMANDS["compare"].parse(words[1:]), body)
             return
@@ -208,12 +203,6 @@ class LlamaMagic(Magics, Defaults):
                 write_text(file, all_text(completion))
 
         run(lambda: start(view.progress), view, done, linger=_LINGER_S if hasattr(self._shell, "kernel") else 0.0)
-
-
-def _asks_for_help(words: list[str]) -> bool:
-    """Tell whether a line ends with ``--help``, and not as the value of a flag."""
-    before = words[-2] if len(words) > 1 else ""
-    return bool(words) and words[-1] in ("-h", "--help") and not before.startswith("-")
 
 
 def _unknown(name: str) -> str:

@@ -17,7 +17,15 @@ from llama_magic.errors import InvalidRequestError
 from llama_magic.notebook.flags import FLAGS, Flag
 from llama_magic.suggest import did_you_mean
 
-__all__ = ["Arguments", "Parser", "flag_of", "split"]
+__all__ = ["Arguments", "HelpAsked", "Parser", "flag_of", "split"]
+
+
+class HelpAsked(Exception):  # noqa: N818 - not an error
+    """A line holds ``-h`` or ``--help``; `topic` is what `help_text` takes."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(topic)
+        self.topic = topic
 
 
 def split(line: str) -> list[str]:
@@ -161,7 +169,15 @@ class Parser:
         return found
 
     def parse(self, line: str | list[str]) -> Arguments:
-        """Read a line; raises `InvalidRequestError` with one sentence that says what to do."""
+        """Read a line.
+
+        Raises
+        ------
+        InvalidRequestError
+            It can not be understood; one sentence says what to do.
+        HelpAsked
+            It asks for help.
+        """
         todo = split(line) if isinstance(line, str) else list(line)
         known = {name: flag for flag in self.flags for name in flag.names}
         glued = {name: flag for name, flag in known.items() if flag.glued}
@@ -178,6 +194,8 @@ class Parser:
                 _set_equals(arguments, known[name], name, value)
             elif word[:2] in glued:
                 _store(arguments, glued[word[:2]], _convert(glued[word[:2]], word[:2], word[2:]))
+            elif word in ("-h", "--help"):
+                raise HelpAsked(self.name or "cell")
             elif word.startswith("-"):
                 raise InvalidRequestError(self._unknown(word))
             else:
