@@ -69,7 +69,7 @@ def test_the_story(panel: NotebookPage, tmp_path: Path, modules: BuildResult) ->
     theatre(page)
     cells(panel)
     quantize(page, tmp_path)
-    compare(page)
+    compare(page, tmp_path)
     serve(page)
     switch_backend(page)
     lines_that_the_magics_take(page)
@@ -165,17 +165,24 @@ def quantize(page: Page, folder: Path) -> None:
     assert planned == f"{made.stat().st_size / 2**20:.1f} MiB"
 
 
-def compare(page: Page) -> None:
-    """Q4_0 and Q8_0: the race, the table, the chart."""
+def compare(page: Page, folder: Path) -> None:
+    """Q4_0 and Q8_0 on a text of one's own: the race, the table, the chart. A text that is not there is told."""
+    text = folder / "mine.txt"
     body = tab(page, "Compare")
     body.get_by_role("button", name="Q4_K_M").click()
     expect(body.locator('[aria-pressed="true"]')).to_have_text(["Q8_0", "Q4_0"])
     for label, value in (("Chunks of text", "2"), ("Timed runs", "0"), ("Tokens", "24")):
         body.get_by_label(label, exact=True).fill(value)
+    body.get_by_label("Text that all read").fill(str(text))
+    expect(body.locator(".lm-line-code").first).to_contain_text(f"--chunks 2 --text {text} --runs 0")
+    body.get_by_role("button", name="Compare", exact=True).click()
+    expect(body.locator(".lm-card").first).to_contain_text(f"there is no text file '{text}'", timeout=60_000)
+    text.write_text("The tide came in over the sand and took the castle with it, tower after tower. " * 80)
     body.get_by_role("button", name="Compare", exact=True).click()
     expect(body.locator(".lm-live")).to_contain_text(re.compile(r"[\d.]+ tok/s · \d+ tokens"), timeout=180_000)
     result = body.locator(".lm-result")
     expect(result).to_contain_text("2 levels against F16", timeout=180_000)
+    expect(result).to_contain_text("mine.txt")
     heads = result.locator("table").first.locator("tbody th")
     expect(heads).to_have_text([re.compile("F16"), re.compile("Q8_0"), re.compile("Q4_0")])
     expect(result.locator("svg").first).to_contain_text("mean KL divergence")

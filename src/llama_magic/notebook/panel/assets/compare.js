@@ -10,6 +10,7 @@ export function compareSection(store) {
   const chosen = new Set(["Q8_0", "Q4_K_M", "Q4_0"]);
   const source = h("input", { class: "lm-input", value: model.current?.ref ?? model.chosen?.ref ?? "smollm2", spellcheck: false });
   const prompt = h("textarea", { class: "lm-input", rows: 2, value: "Name three rivers and say where they are." });
+  const reading = h("input", { class: "lm-input", placeholder: "the built-in text", title: "a text file", spellcheck: false });
   const number = (value, title) => h("input", { class: "lm-input lm-number", type: "number", min: 0, step: 1, value, title });
   const chunks = number(4, "512 tokens each; 0: neither perplexity nor KL divergence");
   const runs = number(1, "0: speed is not measured");
@@ -28,7 +29,7 @@ export function compareSection(store) {
   const levels = () => LEVELS.filter((level) => chosen.has(level));
   const settings = () => ({ ref: source.value.trim() || "smollm2", levels: levels(), prompt: prompt.value, tokens: Math.max(1, whole(tokens)) });
   const run = button("Compare", () => {
-    store.act("compare.run", { ...settings(), chunks: whole(chunks), runs: whole(runs) });
+    store.act("compare.run", { ...settings(), text: reading.value.trim(), chunks: whole(chunks), runs: whole(runs) });
   }, { kind: "primary" });
 
   for (const level of LEVELS) {
@@ -41,7 +42,7 @@ export function compareSection(store) {
     });
     chips.append(chip);
   }
-  for (const node of [source, prompt, chunks, runs, tokens]) node.addEventListener("input", () => draw());
+  for (const node of [source, prompt, reading, chunks, runs, tokens]) node.addEventListener("input", () => draw());
 
   const closer = scrubber(store, settings);
 
@@ -51,8 +52,21 @@ export function compareSection(store) {
     const reason = busy ? "A comparison is under way." : levels().length ? "" : "Choose a level first.";
     run.can(reason);
     why.textContent = busy ? "" : reason;
-    const text = prompt.value.trim();
-    line.show(["%llama compare", quoted(source.value.trim() || "smollm2"), levels().join(" "), text ? `-p ${quoted(text.replaceAll("\n", " "))} -n ${Math.max(1, whole(tokens))}` : "", whole(chunks) ? `--chunks ${whole(chunks)}` : "--no-text", `--runs ${whole(runs)}`].filter(Boolean).join(" "));
+    const asked = prompt.value.trim();
+    const file = reading.value.trim();
+    line.show(
+      [
+        "%llama compare",
+        quoted(source.value.trim() || "smollm2"),
+        levels().join(" "),
+        asked ? `-p ${quoted(asked.replaceAll("\n", " "))} -n ${Math.max(1, whole(tokens))}` : "",
+        whole(chunks) ? `--chunks ${whole(chunks)}` : "--no-text",
+        whole(chunks) && file ? `--text ${quoted(file)}` : "",
+        `--runs ${whole(runs)}`,
+      ]
+        .filter(Boolean)
+        .join(" "),
+    );
     const state = store.get("compare");
     const put = (key, node, html) => {
       if (drawn[key] !== (html ?? null)) {
@@ -73,7 +87,7 @@ export function compareSection(store) {
     h(
       "div",
       { class: "lm-card" },
-      h("div", { class: "lm-grid2" }, field("Model", source), field("Prompt that all answer", prompt)),
+      h("div", { class: "lm-grid2" }, field("Model", source), field("Prompt that all answer", prompt), field("Text that all read", reading)),
       h("div", { class: "lm-field" }, h("span", { class: "lm-flabel" }, "Levels"), chips),
       h("div", { class: "lm-row bottom" }, field("Chunks of text", chunks), field("Timed runs", runs), field("Tokens", tokens), h("span", { class: "lm-grow" }), why, run),
       jobView(store, "compare", { quietEnd: false }),

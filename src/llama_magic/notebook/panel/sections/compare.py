@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,17 +47,19 @@ class CompareSection(Section):
         ref: str,
         levels: list[str],
         prompt: str = "",
+        text: str = "",
         chunks: int = 4,
         runs: int = 1,
         tokens: int = 64,
     ) -> None:
-        """Compare; no chunks: no perplexity, no runs: no speed."""
+        """Compare; `text` is a file, or empty for the built-in text. No chunks: no perplexity, no runs: no speed."""
+        read: Any = (Path(text).expanduser() if text else None) if chunks else False
 
         def work(_job: Job, report: Report) -> Comparison | None:
             view = _View(self, report)
             try:
                 return compare(
-                    ref, levels, prompt=prompt.strip() or None, text=None if chunks else False, chunks=chunks or None,
+                    ref, levels, prompt=prompt.strip() or None, text=read, chunks=chunks or None,
                     runs=runs, max_tokens=tokens, progress=view.progress,
                 )  # fmt: skip
             except JobInterrupted as stopped:
