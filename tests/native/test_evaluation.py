@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from llama_magic.errors import (
     NativeError,
     OutOfMemoryError,
 )
-from llama_magic.evaluation import evaluating, lockstep
+from llama_magic.evaluation import evaluating, lockstep, reader
 from llama_magic.evaluation.requests import EVALUATION, EvaluateRequest, EvaluationProgress
 from llama_magic.evaluation.results import Evaluation, KLDivergence, Perplexity
 from llama_magic.evaluation.scoring import NotANumber, Scorer
@@ -160,15 +161,15 @@ def test_long_windows_are_read_in_spans(
 ) -> None:
     asked = spec(pair["other"][0]), spec(pair["base"][0])
     whole = evaluate(log, asked[0], base=asked[1], n_ctx=128).results[0][0]
-    made: list[lockstep.Plan] = []
-    plan = lockstep.plan
+    made: list[reader.Plan] = []
+    plan = reader.plan
 
-    def planned(*arguments: Any, **named: Any) -> lockstep.Plan:
+    def planned(*arguments: Any, **named: Any) -> reader.Plan:
         made.append(plan(*arguments, **named))
         return made[-1]
 
     monkeypatch.setattr(lockstep, "plan", planned)
-    monkeypatch.setattr(lockstep, "_BUDGET", 4 * 96 * len(vocabulary()))  # 96 rows
+    monkeypatch.setattr(reader, "_BUDGET", 4 * 96 * len(vocabulary()))  # 96 rows
     parts = evaluate(log, asked[0], base=asked[1], n_ctx=128).results[0][0]
     assert made[0].keep
     assert len(made[0].spans) > 2
@@ -176,6 +177,42 @@ def test_long_windows_are_read_in_spans(
     assert isinstance(parts, KLDivergence)
     assert (parts.kld, parts.ppl, parts.same_top) == pytest.approx((whole.kld, whole.ppl, whole.same_top), rel=1e-5)
     assert len(parts.running) == len(whole.running)
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_lanes_change_nothing(
+    lanes: int, pair: dict[str, tuple[Path, Weights]], tmp_path: Path, log: LogCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, base = spec(pair["other"][0], OPTIONS.replace(n_threads=4)), spec(pair["base"][0])
+    made: list[reader.Plan] = []
+    plan = reader.plan
+
+    def planned(*arguments: Any, **named: Any) -> reader.Plan:
+        made.append(plan(*arguments, **named))
+        return made[-1]
+
+    monkeypatch.setattr(lockstep, "plan", planned)
+    for chunks in (1, 2, 11):  # fewer than lanes, and some that are left over
+        monkeypatch.setattr(lockstep, "lanes_for", lambda *_of: 1)
+        before = evaluate(log, asked, base=base, chunks=chunks).results[0][0]
+        monkeypatch.setattr(lockstep, "lanes_for", lambda *_of: lanes)
+        found = evaluate(log, asked, base=base, chunks=chunks).results[0][0]
+        assert made[-1].lanes == min(lanes, chunks)
+        assert isinstance(before, KLDivergence)
+        assert isinstance(found, KLDivergence)
+        assert found.chunks == chunks
+        assert [point.kld for point in found.running] == pytest.approx([p.kld for p in before.running], rel=1e-5)
+        assert found.kld_percentiles == pytest.approx(before.kld_percentiles, rel=1e-4, abs=1e-7)
+    with pytest.raises(NativeError, match="bad gives logits that are no numbers"):
+        evaluate(log, spec(broken(pair["other"], tmp_path / "bad.gguf")), base=base)
+
+
+def test_threads_are_parted_among_lanes_where_only_processors_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [reader.lanes_for(threads, 512) for threads in (1, 2, 3, 4, 6, 8, 16)] == [1, 2, 3, 4, 3, 4, 4]
+    assert reader.lanes_for(2, 128) == 1
+    gpu = SimpleNamespace(type="gpu")
+    monkeypatch.setattr(reader, "list_devices", lambda: [gpu])
+    assert reader.lanes_for(2, 512) == 1
 
 
 def test_several_texts_have_results_for_themselves(pair: dict[str, tuple[Path, Weights]], log: LogCapture) -> None:

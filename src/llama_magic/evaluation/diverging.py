@@ -14,7 +14,8 @@ from llama_magic.backends.host import default_threads
 from llama_magic.errors import GenerationInterrupted, InvalidRequestError
 from llama_magic.evaluation.divergence import Divergence, DivergeRequest, ForcedToken, ForcedTokens
 from llama_magic.evaluation.evaluating import check_memory, load_model, other_vocabulary
-from llama_magic.evaluation.lockstep import LockStep, Reader, Stopped
+from llama_magic.evaluation.lockstep import LockStep, Stopped
+from llama_magic.evaluation.reader import Reader
 from llama_magic.evaluation.requests import short_name
 from llama_magic.evaluation.windows import Windows
 from llama_magic.inference.logprobs import token_logprob

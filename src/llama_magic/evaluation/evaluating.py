@@ -10,7 +10,8 @@ from typing import Any
 
 from llama_magic.backends.host import available_memory
 from llama_magic.errors import InvalidModelError, InvalidRequestError, LlamaMagicError, OutOfMemoryError
-from llama_magic.evaluation.lockstep import LockStep, Reader, Stopped
+from llama_magic.evaluation.lockstep import LockStep, Stopped
+from llama_magic.evaluation.reader import Reader
 from llama_magic.evaluation.requests import Estimate, EvaluateRequest, EvaluationProgress, distinct_names, short_name
 from llama_magic.evaluation.results import Evaluation, KLDivergence, KLDivergences, Perplexities, Perplexity
 from llama_magic.evaluation.statistics import TokenScores, divergence_statistics, mean_and_error, running_estimates
@@ -27,7 +28,7 @@ from llama_magic.units import format_bytes, format_seconds
 
 __all__ = ["check_memory", "load_model", "other_vocabulary", "run"]
 
-#: Bytes that logits and buffers take beyond models and caches (evaluation/lockstep.py).
+#: Bytes that logits and buffers take beyond models and caches (evaluation/reader.py).
 _BESIDES = 350 << 20
 #: Fewer tokens than this say little; llama-perplexity prints no statistics of them.
 _FEW = 100

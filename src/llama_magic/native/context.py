@@ -162,9 +162,17 @@ class NativeContext:
         self._decode(self._batch.run(tokens, start, seq, last=logits))
 
     def step(
-        self, tokens: Sequence[int], positions: Sequence[int], seqs: Sequence[int], *, logits: bool = True
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        seqs: Sequence[int],
+        *,
+        logits: bool | Sequence[bool] = True,
     ) -> None:
-        """Process tokens of given sequences; the logits of the i-th are at index i, where there are to be some."""
+        """Process tokens of given sequences; the logits of the i-th are at index i, where there are to be some.
+
+        `logits` says so for all of them, or for each.
+        """
         self._decode(self._batch.rows(tokens, positions, seqs, logits=logits))
 
     def step_one(self, token: int, position: int, seq: int) -> None:
@@ -221,7 +229,7 @@ class NativeContext:
         return row
 
     def logits_of(self, index: int, count: int) -> npt.NDArray[np.float32]:
-        """Return a view of the logits of `count` tokens of a batch in which all have some, shape (count, n_vocab)."""
+        """Return a view of the logits of `count` tokens in a row that have some, shape (count, n_vocab)."""
         pointer = lib.llama_get_logits_ith(self.handle, index)
         return np.ctypeslib.as_array(pointer, (count, self.model.n_vocab))
 
@@ -339,7 +347,14 @@ class _Batch:
         self._struct.n_tokens = count
         return self._struct
 
-    def rows(self, tokens: Sequence[int], positions: Sequence[int], seqs: Sequence[int], *, logits: bool = True) -> Any:
+    def rows(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        seqs: Sequence[int],
+        *,
+        logits: bool | Sequence[bool] = True,
+    ) -> Any:
         count = len(tokens)
         self.tokens[:count] = tokens
         self.positions[:count] = positions
