@@ -61,14 +61,14 @@ def main() -> int:
         "--output",
         type=Path,
         help="folder for RESULTS.md and results.json; with --only, "
-        "rounds are added to those that are there from the same day and machine",
+        "rounds are added to those of the same day and machine, and other rows stay",
     )
     arguments = parser.parse_args()
     setup = Setup(arguments.threads, arguments.quick, arguments.tools and arguments.tools.resolve())
     rows, broken = list[Row](), False
     whole = not arguments.quick and not arguments.only
     folder = arguments.output or (ROOT / "benchmarks" if whole else None)
-    before = read(machine(setup), folder) if arguments.only and folder is not None else []
+    before = read(folder) if arguments.only and folder is not None else []
     for name in arguments.only or GROUPS:
         start = time.perf_counter()
         print(f"{name} …", flush=True)
@@ -83,7 +83,7 @@ def main() -> int:
         print(f"  [{time.perf_counter() - start:.0f} s]", flush=True)
         rows += found
         if folder is not None:  # after each, so that what was measured is there when the rest is stopped
-            write(joined(before, rows), machine(setup), folder)
+            write(joined(before, rows, machine(setup)), folder)
     return int(broken)
 
 

@@ -31,6 +31,8 @@ from llama_magic.progress import Progress
 __all__ = ["measure"]
 
 _LEVELS = ("Q8_0", "Q4_1", "Q4_0", "Q2_K")
+#: How far a log-probability can be off by the 16 bits that the tool stores.
+_STEP = 1.5e-4
 #: Statistics that the tool prints, by line; numbers of a line are a value and its error.
 _LINE = re.compile(r"^ *([^\n:]*(?:PPL|KLD|Δp|Same top p)[^\n:]*?) *: +(-?[\d.]+[^\n]*)$", re.MULTILINE)
 _NUMBER = re.compile(r"-?\d+\.(\d+)")
@@ -131,8 +133,8 @@ def _pairs(theirs: str, ours: str) -> Iterator[tuple[str, float]]:
         for mine, other in zip(_NUMBER.finditer(found[name]), _NUMBER.finditer(rest), strict=True):
             digits = min(len(mine[1]), len(other[1]))
             apart = abs(float(mine[0]) - float(other[0])) - 10.0**-digits
-            # below three digits that are printed, a relative difference means nothing
-            least = 100 * 10.0**-digits
+            # below three digits that are printed, or a step of the 16 bits that the tool stores, it means nothing
+            least = max(100 * 10.0**-digits, _STEP if "KLD" in name else 0.0)
             yield name, max(apart, 0.0) / max(abs(float(other[0])), least)
 
 

@@ -16,7 +16,7 @@ import psutil
 from benchmarks.rows import Row
 from benchmarks.runner import Setup
 
-__all__ = ["Machine", "joined", "machine", "markdown", "read", "write"]
+__all__ = ["Machine", "Table", "joined", "machine", "markdown", "read", "write"]
 
 _HEAD = """# Measured
 
@@ -72,57 +72,78 @@ def _system() -> str:
     return f"{name}, kernel {platform.release()}" if platform.system() == "Linux" else name
 
 
-def markdown(rows: Sequence[Row], where: Machine) -> str:
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What was measured on one machine on one day."""
+
+    machine: Machine
+    rows: tuple[Row, ...]
+
+
+def markdown(tables: Sequence[Table]) -> str:
     """Return the whole page."""
-    packages = ", ".join(f"{name} {version}" for name, version in where.packages.items())
-    setting = (
-        f"Measured on {where.date}: {where.processor}, {where.cores} cores, {where.memory} memory, {where.system}; "
-        f"Python {where.python}; {packages}; {where.threads} threads; SmolLM2-135M-Instruct, Q4_1 where nothing else "
-        "is said."
-    )
-    lines = [
-        _HEAD,
-        setting,
-        "",
-        "| what | target | measured | reached | rounds | note |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {_cell(row.what)} | {row.target} | {row.value} | {row.verdict} | {row.spread} | {_cell(row.note)} |"
-        for row in rows
-    ]
-    missed = [row for row in rows if row.reached is False]
-    lines += ["", "## Not reached", ""]
+    lines = [_HEAD]
+    for table in tables:
+        lines += [_setting(table.machine), "", "| what | target | measured | reached | rounds | note |",
+                  "|---|---|---|---|---|---|"]  # fmt: skip
+        lines += [
+            f"| {_cell(row.what)} | {row.target} | {row.value} | {row.verdict} | {row.spread} | {_cell(row.note)} |"
+            for row in table.rows
+        ]
+        lines.append("")
+    missed = [row for table in tables for row in table.rows if row.reached is False]
+    lines += ["## Not reached", ""]
     lines += [f"- {row.what}: {row.value}{f', wanted {row.target}' if row.target else ''}" for row in missed]
     if not missed:
         lines.append("Nothing: every target was reached.")
     return "\n".join(lines) + "\n"
 
 
+def _setting(where: Machine) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in where.packages.items())
+    return (
+        f"Measured on {where.date}: {where.processor}, {where.cores} cores, {where.memory} memory, {where.system}; "
+        f"Python {where.python}; {packages}; {where.threads} threads; SmolLM2-135M-Instruct, Q4_1 where nothing else "
+        "is said."
+    )
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def write(rows: Sequence[Row], where: Machine, folder: Path) -> None:
+def write(tables: Sequence[Table], folder: Path) -> None:
     """Write ``RESULTS.md`` and ``results.json`` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "RESULTS.md").write_text(markdown(rows, where), encoding="utf-8")
-    data = {"machine": asdict(where), "rows": [row.to_dict() for row in rows]}
+    (folder / "RESULTS.md").write_text(markdown(tables), encoding="utf-8")
+    data = [{"machine": asdict(table.machine), "rows": [row.to_dict() for row in table.rows]} for table in tables]
     (folder / "results.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read(where: Machine, folder: Path) -> list[Row]:
-    """Return the rows in a folder; none where they are of another machine, version or day."""
+def read(folder: Path) -> list[Table]:
+    """Return the tables in a folder, the newest first."""
     file = folder / "results.json"
     if not file.is_file():
         return []
-    data = json.loads(file.read_text(encoding="utf-8"))
-    return [Row.from_dict(row) for row in data["rows"]] if data["machine"] == asdict(where) else []
+    return [
+        Table(Machine(**table["machine"]), tuple(Row.from_dict(row) for row in table["rows"]))
+        for table in json.loads(file.read_text(encoding="utf-8"))
+    ]
 
 
-def joined(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
-    """Return all rows; what was measured twice has the rounds of both."""
-    rows = {row.what: row for row in before}
+def joined(before: Sequence[Table], now: Sequence[Row], where: Machine) -> list[Table]:
+    """Return the tables with what was measured now.
+
+    What the same machine, with the same versions, measured before on the same day has the rounds of both. What was
+    measured elsewhere or earlier gives way.
+    """
+    same = next((table.rows for table in before if table.machine == where), ())
+    rows = {row.what: row for row in same}
     for row in now:
         rows[row.what] = row.behind(rows[row.what]) if row.what in rows else row
-    return list(rows.values())
+    older = [
+        Table(table.machine, tuple(row for row in table.rows if row.what not in rows))
+        for table in before
+        if table.machine != where
+    ]
+    return [Table(where, tuple(rows.values())), *(table for table in older if table.rows)]
