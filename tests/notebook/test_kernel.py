@@ -193,3 +193,33 @@ def test_a_burst_of_interrupts_leaves_the_kernel_usable(kernel: Kernel) -> None:
         )
         assert kernel.run("%%llama --out b\nhi")[0]["status"] == "ok"
         assert kernel.text("print(b.text)") == "ok"
+
+
+def test_a_worker_waits_a_moment_after_the_magics_were_loaded(kernel: Kernel) -> None:
+    kernel.text("""
+import psutil
+from llama_magic.engine.client import EngineClient
+def waiting():
+    children = psutil.Process().children()
+    return sum("llama_magic.worker" in child.cmdline() for child in children if child.status() != "zombie")
+""")
+    look = """
+%reload_ext llama_magic.notebook
+before = waiting()
+until = time.monotonic() + 20
+while not waiting() and time.monotonic() < until:
+    time.sleep(0.05)
+print(before, waiting())
+"""
+    assert kernel.text(look) == "0 1"
+    assert kernel.text("%unload_ext llama_magic.notebook\nprint(waiting())") == "0"
+    # a cell that starts a worker at once has the processor for itself
+    early = """
+%load_ext llama_magic.notebook
+own = EngineClient()
+own.restart()
+time.sleep(2)
+print(waiting())
+own.close()
+"""
+    assert kernel.text(early) == "1"

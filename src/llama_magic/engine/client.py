@@ -20,6 +20,7 @@ from llama_magic.engine.channel import Channel, Worker
 from llama_magic.engine.line import Line
 from llama_magic.engine.process import WorkerProcess
 from llama_magic.engine.protocol import Error, GenerateRequest, Progress, Request, Result
+from llama_magic.engine.spare import not_now
 from llama_magic.engine.stopping import ASKER
 from llama_magic.engine.stream import CANCEL_S, GenerationStream, PendingRequest, end_of
 from llama_magic.errors import BackendError, EngineCrashed, GenerationInterrupted
@@ -187,6 +188,7 @@ class EngineClient:
 
     def _start(self) -> Channel:
         """Start a worker and set its backends up, without those that end it."""
+        not_now()  # two that start at once take twice as long
         self.problems, deadly = (), list[Problem]()
         if self._setup.is_stock:
             return self._open_channel(self._setup)

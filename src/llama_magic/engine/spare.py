@@ -1,9 +1,9 @@
 """A worker that waits for the next job, so that a short job is not mostly the start of its worker.
 
 Off unless somebody asks for it, as the notebook does: a script that quantizes once has no use for it. It is started
-when a job is likely to come (after a plan, a look at a model or at the types, another job), does nothing until then,
-and ends after some minutes. A job gets it only in the environment that it was started in: what a notebook sets in
-between has to hold.
+when a job is likely to come (the magics were loaded and nothing else was asked for since, a plan, a look at a model or
+at the types, another job), does nothing until then, and ends after some minutes. A job gets it only in the environment
+that it was started in: what a notebook sets in between has to hold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from llama_magic.errors import LlamaMagicError
 if TYPE_CHECKING:
     from llama_magic.engine.client import Client, EngineClient
 
-__all__ = ["IDLE_S", "WarmUpRequest", "end_job", "keep_spare", "prepare_soon", "prepare_spare", "take_spare"]
+__all__ = [
+    "IDLE_S", "WarmUpRequest", "end_job", "keep_spare", "not_now", "prepare_soon", "prepare_spare", "take_spare",
+]  # fmt: skip
 
 #: Seconds after which a spare worker that nobody needed is ended.
 IDLE_S = 300.0
@@ -74,12 +76,18 @@ def prepare_spare() -> None:
         _waiting.append(_Spare(client, dict(os.environ), os.getpid(), timer))
 
 
-def prepare_soon() -> None:
-    """Start a spare worker in a moment, where one is wanted: a job may come, and this call must not wait for it."""
+def prepare_soon(delay: float | None = None) -> None:
+    """Start a spare worker in a moment, where one is wanted: a job may come, and this call must not wait for it.
+
+    Parameters
+    ----------
+    delay
+        Seconds until then. A worker that is started meanwhile, for whatever it is, has the processor for itself.
+    """
     if not _wanted or _waiting:
         return
-    _not_now()
-    timer = threading.Timer(_SOON_S, _prepare_quietly)
+    not_now()
+    timer = threading.Timer(_SOON_S if delay is None else delay, _prepare_quietly)
     timer.daemon = True
     _soon[:] = [timer]
     timer.start()
@@ -91,7 +99,8 @@ def _prepare_quietly() -> None:
         prepare_spare()
 
 
-def _not_now() -> None:
+def not_now() -> None:
+    """Start none that `prepare_soon` spoke of."""
     for timer in _soon:
         timer.cancel()
 
@@ -129,7 +138,7 @@ def _settle() -> None:
 
 def take_spare() -> EngineClient | None:
     """Return a client whose worker is started already, None where there is none that fits. The caller closes it."""
-    _not_now()
+    not_now()
     _settle()
     with _lock:
         spare = _waiting.pop() if _waiting else None
@@ -143,7 +152,7 @@ def take_spare() -> EngineClient | None:
 
 
 def _drop() -> None:
-    _not_now()
+    not_now()
     _settle()
     with _lock:
         gone, _waiting[:] = _waiting[:], []
