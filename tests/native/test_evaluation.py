@@ -208,7 +208,7 @@ def test_lanes_change_nothing(
 
 
 def test_threads_are_parted_among_lanes_where_only_processors_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [reader.lanes_for(threads, 512) for threads in (1, 2, 3, 4, 6, 8, 16)] == [1, 2, 3, 4, 3, 4, 4]
+    assert [reader.lanes_for(threads, 512) for threads in (1, 2, 3, 4, 6, 16)] == [1, 2, 1, 2, 2, 2]
     assert reader.lanes_for(2, 128) == 1
     gpu = SimpleNamespace(type="gpu")
     monkeypatch.setattr(reader, "list_devices", lambda: [gpu])

@@ -20,7 +20,7 @@ _BUDGET, _VOCABULARY = 310 << 20, 49152
 #: Rows of logits that a model gives at once, where memory allows, windows that it reads side by side, and its lanes.
 #: They leave 64 tokens or more of a window for each call: with fewer, ggml's flash attention on processors adds up in
 #: 16 bits (ggml-cpu/ops.cpp, `ggml_fa_tile_config::Q`), which is slower and less exact.
-_MOST_ROWS, _MOST_SIDE, _MOST_LANES = 256, 4, 4
+_MOST_ROWS, _MOST_SIDE, _MOST_LANES = 256, 4, 2
 #: Tokens of a window that are enough for a lane: the matrices of shorter ones are too small to be computed well.
 _LANE_TOKENS = 256
 
