@@ -156,19 +156,24 @@ def test_every_statistic_by_hand(pair: dict[str, tuple[Path, Weights]], log: Log
     assert evaluation.base[0].ppl == same.ppl == same.ppl_base
 
 
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[reader.Plan]:
+    """Return the list that every plan from now on is put into."""
+    made: list[reader.Plan] = []
+
+    def planned(*arguments: Any, **named: Any) -> reader.Plan:
+        made.append(reader.plan(*arguments, **named))
+        return made[-1]
+
+    monkeypatch.setattr(lockstep, "plan", planned)
+    return made
+
+
 def test_long_windows_are_read_in_spans(
     pair: dict[str, tuple[Path, Weights]], log: LogCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = spec(pair["other"][0]), spec(pair["base"][0])
     whole = evaluate(log, asked[0], base=asked[1], n_ctx=128).results[0][0]
-    made: list[reader.Plan] = []
-    plan = reader.plan
-
-    def planned(*arguments: Any, **named: Any) -> reader.Plan:
-        made.append(plan(*arguments, **named))
-        return made[-1]
-
-    monkeypatch.setattr(lockstep, "plan", planned)
+    made = plans(monkeypatch)
     monkeypatch.setattr(reader, "_BUDGET", 4 * 96 * len(vocabulary()))  # 96 rows
     parts = evaluate(log, asked[0], base=asked[1], n_ctx=128).results[0][0]
     assert made[0].keep
@@ -184,14 +189,7 @@ def test_lanes_change_nothing(
     lanes: int, pair: dict[str, tuple[Path, Weights]], tmp_path: Path, log: LogCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, base = spec(pair["other"][0], OPTIONS.replace(n_threads=4)), spec(pair["base"][0])
-    made: list[reader.Plan] = []
-    plan = reader.plan
-
-    def planned(*arguments: Any, **named: Any) -> reader.Plan:
-        made.append(plan(*arguments, **named))
-        return made[-1]
-
-    monkeypatch.setattr(lockstep, "plan", planned)
+    made = plans(monkeypatch)
     for chunks in (1, 2, 11):  # fewer than lanes, and some that are left over
         monkeypatch.setattr(lockstep, "lanes_for", lambda *_of: 1)
         before = evaluate(log, asked, base=base, chunks=chunks).results[0][0]

@@ -12,7 +12,6 @@ itself. Threads that share one window wait for each other at every operation of 
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -172,9 +171,7 @@ class LockStep:
         NativeError, OutOfMemoryError
             A model failed, or the base.
         """
-        count = min(self.plan.turn, self.total - self.done)
-        # what would leave lanes empty comes in a turn of its own, with more threads for each window
-        end = self.done + max(count - count % self.plan.lanes, min(count, self.plan.lanes))
+        end = min(self.done + self.plan.turn, self.total)
         found: dict[int, list[list[TokenScores]]] = {}
         for span in self.plan.spans:
             rows: dict[tuple[int, int], BaseRows] = {}
@@ -206,36 +203,24 @@ class LockStep:
         windows, side = task.reader.windows, self.plan.side
         stop = min(end, len(windows))
         inputs, targets = windows.inputs(self.done, stop), windows.targets[self.done : stop]
-        shares = deque(
+        shares = [
             _Share(at, inputs[at : at + side], targets[at : at + side]) for at in range(0, stop - self.done, side)
-        )
-        lanes = min(self.plan.lanes, len(shares))
-        if self._pool is None or lanes == 1:
-            self._lane(task, shares, 0, 1)
+        ]
+        if self._pool is None or len(shares) == 1:
+            self._read_share(task, shares[0], 0, 1)
         else:
-            working = [self._pool.submit(self._lane, task, shares, lane, lanes) for lane in range(lanes)]
+            working = [
+                self._pool.submit(self._read_share, task, share, lane, len(shares)) for lane, share in enumerate(shares)
+            ]
             errors = [error for error in [work.exception() for work in working] if error is not None]
             if errors:
                 raise errors[0]
         if not self.plan.keep:
             task.reader.close()
 
-    def _lane(self, task: _Task, shares: deque[_Share], lane: int, lanes: int) -> None:
-        """Read with the context of a lane what is left of a turn."""
-        context = task.reader.open(self.plan, lane, lanes)
-        scorer = self._scorers[lane][task.reader.model.n_vocab]
-        try:
-            while shares:
-                try:
-                    share = shares.popleft()
-                except IndexError:
-                    return
-                self._read_share(task, share, context, scorer)
-        except BaseException:
-            shares.clear()  # nobody needs the rest
-            raise
-
-    def _read_share(self, task: _Task, share: _Share, context: NativeContext, scorer: Scorer) -> None:
+    def _read_share(self, task: _Task, share: _Share, lane: int, lanes: int) -> None:
+        """Read with the context of a lane, which is one of `lanes` that share the threads."""
+        context, scorer = task.reader.open(self.plan, lane, lanes), self._scorers[lane][task.reader.model.n_vocab]
         start, end = task.span
         if start == 0:
             context.clear()

@@ -31,8 +31,6 @@ class Plan:
 
     Attributes
     ----------
-    turn
-        Windows that a model reads before the next goes on.
     side
         Windows that a context reads at once.
     rows
@@ -45,12 +43,16 @@ class Plan:
         Contexts that read at the same time, a window each.
     """
 
-    turn: int
     side: int
     rows: int
     spans: tuple[tuple[int, int], ...]
     keep: bool
     lanes: int = 1
+
+    @property
+    def turn(self) -> int:
+        """Windows that a model reads before the next goes on."""
+        return self.lanes * self.side
 
 
 def plan(
@@ -64,13 +66,13 @@ def plan(
     for count in range(min(lanes, len(windows)), 1, -1):
         each = _MOST_ROWS // count
         if count * (kept + 2 * min(each, windows.scored)) <= rows:
-            return Plan(count, 1, each, whole, keep=False, lanes=count)
+            return Plan(1, each, whole, keep=False, lanes=count)
     for side in range(min(most_side, len(windows)), 0, -1):
         if side * kept + 2 * min(_MOST_ROWS, side * windows.scored) <= rows:
-            return Plan(side, side, _MOST_ROWS, whole, keep=False)
+            return Plan(side, _MOST_ROWS, whole, keep=False)
     share = max(16, rows // (2 * models + 1))
     edges = [0, *range(windows.first + share, windows.n_ctx - 1, share), windows.n_ctx]
-    return Plan(1, 1, share, tuple(itertools.pairwise(edges)), keep=True)
+    return Plan(1, share, tuple(itertools.pairwise(edges)), keep=True)
 
 
 def lanes_for(threads: int, n_ctx: int) -> int:
