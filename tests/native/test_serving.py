@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -228,6 +229,19 @@ def test_stopping_while_streaming(model: Model) -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port))
     assert model.generate("a", max_tokens=1).tokens
+
+
+def test_it_runs_until_its_port_is_closed(model: Model) -> None:
+    """What shows servers may look while one is being stopped."""
+    server = serve(model, port=0)
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        assert client.get("/health").status_code == 200  # the connection stays open, which takes a moment to end
+        stop = threading.Thread(target=server.stop)
+        stop.start()
+        wait_until(lambda: not server.running)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+        stop.join()
 
 
 def test_ports_and_keys(server: Server, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,8 +137,8 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """True while it serves."""
-        return self._end.alive and self._listener.running
+        """True until its port is closed."""
+        return self._listener.running
 
     @property
     def is_local(self) -> bool:
@@ -150,8 +150,9 @@ class Server:
         return self._log.watch(watcher)
 
     def stop(self) -> None:
-        """End it: what is generated is stopped, and its clients are told."""
+        """End it: what is generated is stopped, its clients are told, and its port is closed."""
         self._end()
+        self._listener.stop()  # where another thread ends it already: wait with that one
         if self in _servers:
             _servers.remove(self)
 

@@ -1,6 +1,6 @@
 // The frame: head, tabs, banners, and the sections.
 
-import { h, button, fill, iconButton } from "./dom.js";
+import { h, button, fill, iconButton, lasting } from "./dom.js";
 import { Store } from "./store.js";
 import { modelSection } from "./model.js";
 import { chatSection } from "./chat.js";
@@ -108,6 +108,7 @@ function head(store) {
 
 function banners(store) {
   const root = h("div", { class: "lm-banners", role: "status", "aria-live": "polite" });
+  const bugNode = lasting((bug) => h("div", { class: "lm-banner warn" }, h("div", { class: "lm-grow" }, bug.text, h("details", {}, h("summary", {}, "details for a report"), h("pre", {}, bug.detail))), iconButton("close", "Dismiss", () => store.act("app.forgive"))));
   const draw = () => {
     const bug = store.get("app").bug;
     fill(
@@ -118,9 +119,7 @@ function banners(store) {
       store.live && store.waiting > 0
         ? h("div", { class: "lm-banner busy" }, h("span", { class: "lm-spinner", "aria-hidden": "true" }), "A cell is running. What you do here is done when it ends; ■ in the notebook stops it.")
         : null,
-      bug
-        ? h("div", { class: "lm-banner warn" }, h("div", { class: "lm-grow" }, bug.text, h("details", {}, h("summary", {}, "details for a report"), h("pre", {}, bug.detail))), iconButton("close", "Dismiss", () => store.act("app.forgive")))
-        : null,
+      bug ? bugNode(bug) : null,
     );
   };
   store.on("app", draw);

@@ -66,16 +66,36 @@ export function iconButton(name, label, onclick) {
   return node;
 }
 
-// Puts other children in. What has the focus keeps it: the new element of the same kind and name gets it.
+// Puts other children in. What has the focus keeps it: the new element of the same kind and name gets it. A fold that
+// was opened stays open, if the new children have one of that name.
 export function fill(node, ...children) {
+  const wanted = children.flat(3).filter((child) => child !== null && child !== undefined && child !== false && child !== "");
+  if (wanted.length === node.childNodes.length && wanted.every((child, at) => child === node.childNodes[at])) return node;
   const focused = node.contains(document.activeElement) && document.activeElement !== node ? document.activeElement : null;
-  node.replaceChildren(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false && child !== ""));
+  const title = (fold) => fold.querySelector("summary")?.textContent;
+  const opened = new Set([...node.querySelectorAll("details[open]")].map(title));
+  node.replaceChildren(...wanted);
+  if (opened.size) for (const fold of node.querySelectorAll("details")) if (opened.has(title(fold))) fold.open = true;
   if (focused && document.activeElement !== focused) {
     const name = (each) => each.getAttribute("aria-label") || each.textContent;
     const next = node.contains(focused) ? focused : [...node.querySelectorAll(focused.tagName)].find((each) => name(each) === name(focused));
     next?.focus({ preventScroll: true });
   }
   return node;
+}
+
+// A function that gives the nodes it made last time, as long as the values are the same.
+export function lasting(make) {
+  let key;
+  let nodes;
+  return (...values) => {
+    const now = JSON.stringify(values);
+    if (now !== key) {
+      key = now;
+      nodes = make(...values);
+    }
+    return nodes;
+  };
 }
 
 export function active(job) {

@@ -1,6 +1,6 @@
 // Models: find one, see what it is and whether it fits, load it; what is in memory.
 
-import { active, button, copyButton, debounce, field, fill, h, icon, jobView, magicLine, quoted, uid } from "./dom.js";
+import { active, button, copyButton, debounce, field, fill, h, icon, jobView, lasting, magicLine, quoted, uid } from "./dom.js";
 
 const CONTEXTS = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072];
 
@@ -166,6 +166,8 @@ function modelCard(store, act) {
     act.options({ n_gpu_layers: picked });
   });
   let trained = 0;
+  const factNodes = lasting(factRows);
+  const fitNodes = lasting(fitView);
 
   function draw() {
     const model = store.get("model");
@@ -183,10 +185,10 @@ function modelCard(store, act) {
     const failed = jobs.look?.state === "failed" ? jobs.look.error : "";
     fill(
       body,
-      facts ? factRows(facts) : null,
+      facts ? factNodes(facts) : null,
       !facts && looking ? h("div", { class: "lm-empty" }, h("span", { class: "lm-spinner", "aria-hidden": "true" }), jobs.look.message || "reading the file's header…") : null,
       failed ? h("div", { class: "lm-error", role: "alert" }, h("span", { class: "lm-sign" }, "✗"), failed) : null,
-      fit ? fitView(fit) : facts && looking ? h("div", { class: "lm-muted" }, h("span", { class: "lm-spinner", "aria-hidden": "true" }), " reckoning what it takes…") : null,
+      fit ? fitNodes(fit) : facts && looking ? h("div", { class: "lm-muted" }, h("span", { class: "lm-spinner", "aria-hidden": "true" }), " reckoning what it takes…") : null,
     );
     if (fit || !looking) drawLayers(fit, facts); // while it is reckoned, the slider stays where it was put
     const loaded = (model.loaded ?? []).some((row) => row.ref === act.ref());
@@ -263,28 +265,27 @@ function fitView(fit) {
 
 function residents(store) {
   const root = h("div", { class: "lm-stack" });
+  const nodes = lasting((loaded, path, busy) => [
+    h("h4", {}, "In memory"),
+    loaded.length ? null : h("div", { class: "lm-muted" }, "No model is loaded. The first question loads one by itself."),
+    loaded.map((row) => {
+      const unload = button("Unload", () => store.act("model.unload", { ref: row.ref }), { small: true });
+      unload.can(busy);
+      unload.setAttribute("aria-label", `Unload ${row.name}`);
+      return h(
+        "div",
+        { class: "lm-resident" },
+        h("span", { class: `lm-dot ${row.path === path ? "on" : ""}` }),
+        h("div", { class: "lm-grow" }, h("b", {}, row.name), row.path === path ? h("span", { class: "lm-badge good" }, "current") : null, h("div", { class: "lm-muted small" }, `${row.ftype} · context ${row.n_ctx.toLocaleString("en")} · ${row.devices} · ${row.threads} threads · about ${row.memory}`)),
+        copyButton("%llama unload", `%llama unload ${quoted(row.ref)}`),
+        unload,
+      );
+    }),
+  ]);
   const draw = () => {
     const model = store.get("model");
-    const loaded = model.loaded ?? [];
     const busy = active(store.get("jobs").model) ? "Another model is being loaded or unloaded." : "";
-    fill(
-      root,
-      h("h4", {}, "In memory"),
-      loaded.length ? null : h("div", { class: "lm-muted" }, "No model is loaded. The first question loads one by itself."),
-      loaded.map((row) => {
-        const unload = button("Unload", () => store.act("model.unload", { ref: row.ref }), { small: true });
-        unload.can(busy);
-        unload.setAttribute("aria-label", `Unload ${row.name}`);
-        return h(
-          "div",
-          { class: "lm-resident" },
-          h("span", { class: `lm-dot ${row.path === model.current?.path ? "on" : ""}` }),
-          h("div", { class: "lm-grow" }, h("b", {}, row.name), row.path === model.current?.path ? h("span", { class: "lm-badge good" }, "current") : null, h("div", { class: "lm-muted small" }, `${row.ftype} · context ${row.n_ctx.toLocaleString("en")} · ${row.devices} · ${row.threads} threads · about ${row.memory}`)),
-          copyButton("%llama unload", `%llama unload ${quoted(row.ref)}`),
-          unload,
-        );
-      }),
-    );
+    fill(root, nodes(model.loaded ?? [], model.current?.path, busy));
   };
   store.on("model", draw);
   store.on("jobs", draw);

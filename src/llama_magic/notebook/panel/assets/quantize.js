@@ -1,6 +1,6 @@
 // Quantizing: pick a type and see at once what it gives; mix types by kind of tensor; make the file.
 
-import { active, button, copyButton, debounce, field, fill, h, jobView, magicLine, quoted, uid } from "./dom.js";
+import { active, button, copyButton, debounce, field, fill, h, jobView, lasting, magicLine, quoted, uid } from "./dom.js";
 
 const COMMON = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"];
 
@@ -63,16 +63,18 @@ export function quantizeSection(store) {
 
   const mixer = mixerView(store, choice, soon);
 
+  const outcomeNodes = lasting(outcomeView);
+  const typeNodes = lasting((list, chosen) => COMMON.map((name) => {
+    const type = list.find((each) => each.name === name);
+    if (!type) return null;
+    const mine = chosen === name;
+    return h("button", { type: "button", role: "radio", class: "lm-type", "aria-checked": mine ? "true" : "false", tabIndex: mine || (!COMMON.includes(chosen) && name === COMMON[0]) ? 0 : -1, onclick: () => pick(name) }, h("b", {}, name), h("span", {}, `${Number(type.bits.toFixed(2))} bits`));
+  }));
+
   function drawTypes() {
     const list = (store.get("quantize").types ?? []).filter((type) => type.writable);
     if (!all.children.length && list.length) fill(all, list.map((type) => h("option", { value: type.name }, `${type.name} · ${Number(type.bits.toFixed(2))} bits${type.imatrix === "needed" ? " · needs a matrix" : ""}`)));
-    fill(types, COMMON.map((name) => {
-      const type = list.find((each) => each.name === name);
-      if (!type) return null;
-      const mine = choice.ftype === name;
-      const node = h("button", { type: "button", role: "radio", class: "lm-type", "aria-checked": mine ? "true" : "false", tabIndex: mine || (!COMMON.includes(choice.ftype) && name === COMMON[0]) ? 0 : -1, onclick: () => pick(name) }, h("b", {}, name), h("span", {}, `${Number(type.bits.toFixed(2))} bits`));
-      return node;
-    }));
+    fill(types, typeNodes(list, choice.ftype));
     all.value = choice.ftype;
     about.textContent = list.find((type) => type.name === choice.ftype)?.use ?? "";
   }
@@ -90,7 +92,7 @@ export function quantizeSection(store) {
     const state = store.get("quantize");
     const jobs = store.get("jobs");
     const found = state.plan && state.plan.ftype === choice.ftype && state.plan.source === choice.source ? state.plan : null;
-    fill(outcome, outcomeView(found, active(jobs.plan)));
+    fill(outcome, outcomeNodes(found, active(jobs.plan)));
     mixer.show(found);
     const missing = found?.needs_imatrix && !choice.imatrix ? `${choice.ftype} needs an importance matrix: %llama imatrix makes one.` : "";
     const twice = found?.requantizes && !again.checked ? "The model is quantized already: tick “quantize what is quantized already”, or take its F16 file." : "";
