@@ -71,6 +71,16 @@ def test_a_killed_worker_is_one_readable_error_and_the_next_call_works(client: E
     assert client.pid != pid
 
 
+def test_a_closed_worker_is_no_crash(client: EngineClient, spec: ModelSpec) -> None:
+    stream = client.open(GenerateRequest(spec, ENDLESS, prompt="Once"))
+    next(stream)
+    client.close()
+    with pytest.raises(EngineCrashed, match="closed while this request was answered"):
+        for _ in stream:
+            pass
+    assert client.open(GenerateRequest(spec, SHORT, prompt="Once")).collect().text
+
+
 def test_a_crash_inside_tells_what_ggml_said(client: EngineClient, spec: ModelSpec) -> None:
     client.request(LoadRequest(spec))
     assert client.pid is not None

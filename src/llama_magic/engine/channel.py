@@ -64,6 +64,7 @@ class Channel:
         self.process = process
         self.owner = os.getpid()
         self.dead = False
+        self.closed = False
         self._log = log
         self._ended = ended
         self._current: PendingRequest | None = None
@@ -90,6 +91,11 @@ class Channel:
     def cancel(self, pending: PendingRequest) -> None:
         """Tell the worker to stop a request."""
         self._outbox.put(Cancel(pending.number))
+
+    def close(self) -> None:
+        """End the worker because it is not wanted any more: its request is told so, and of no crash."""
+        self.closed = not self.dead
+        self.kill()
 
     def kill(self) -> None:
         """End the worker at once."""

@@ -139,7 +139,7 @@ class EngineClient:
         self._line = Line()
         self._starting: Channel | None = None
         self._channels: list[Channel] = []  # the one in use; the finalizer must not know the client itself
-        weakref.finalize(self, _kill_all, self._channels)
+        weakref.finalize(self, _close_all, self._channels)
 
     # -- the worker ------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class EngineClient:
         with self._lock:
             channels, self._channels[:] = self._channels[:], []
         self._line.give_up()
-        _kill_all(channels)
+        _close_all(channels)
 
     def restart(self) -> None:
         """End the worker and start a fresh one."""
@@ -313,15 +313,17 @@ class EngineClient:
         """Return the error that says why the worker of a request died."""
         if not isinstance(pending.worker, Channel):
             return EngineCrashed("The engine was closed while this request waited for its turn.")
+        if pending.worker.closed:
+            return EngineCrashed("The engine was closed while this request was answered.")
         process = pending.worker.process
         lines = [*list(self.log)[-4:], *process.output()[-4:]]
         cause = lost_host(process.output(), self._setup.rpc) or process.cause()
         return EngineCrashed(cause, process.exit_code(), tuple(lines))
 
 
-def _kill_all(channels: list[Channel]) -> None:
+def _close_all(channels: list[Channel]) -> None:
     for channel in channels:
-        channel.kill()
+        channel.close()
 
 
 _client: Client | None = None

@@ -103,11 +103,12 @@ class WorkerProcess:
 
     def output(self) -> list[str]:
         """Return the last lines that the process wrote: a failed assertion of ggml is told there."""
-        if self._output.closed:
+        try:
+            size = self._output.seek(0, os.SEEK_END)
+            self._output.seek(max(0, size - _TAIL))
+            lines = self._output.read().decode("utf-8", "replace").splitlines()
+        except ValueError:  # closed, maybe by another thread just now
             return []
-        size = self._output.seek(0, os.SEEK_END)
-        self._output.seek(max(0, size - _TAIL))
-        lines = self._output.read().decode("utf-8", "replace").splitlines()
         return [line.strip() for line in lines if line.strip()]
 
     def cause(self) -> str:
