@@ -106,7 +106,7 @@ def _times(setup: Setup, source: Path, ftype: str, limit: float, job: str, round
     first = turns(lambda _number: timed(call), theirs, setup.rounds(rounds, 2))
     return [
         at_most(f"quantize {job}, wall time / llama-quantize", limit, [a / b for a, b in pairs],
-                note=f"a worker waits, as it does a second after the magics were loaded; {_middle(pairs)}"),
+                note=f"a worker waits, as one does in a notebook from a second after a cell; {_middle(pairs)}"),
         info(f"quantize {job}, the first job of a session, wall time / llama-quantize", [a / b for a, b in first],
              note=f"with the start of its worker; {_middle(first)}"),
     ]  # fmt: skip

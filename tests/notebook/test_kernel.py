@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager, start_new_kernel
+
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -195,31 +198,24 @@ def test_a_burst_of_interrupts_leaves_the_kernel_usable(kernel: Kernel) -> None:
         assert kernel.text("print(b.text)") == "ok"
 
 
-def test_a_worker_waits_a_moment_after_the_magics_were_loaded(kernel: Kernel) -> None:
-    kernel.text("""
-import psutil
-from llama_magic.engine.client import EngineClient
-def waiting():
-    children = psutil.Process().children()
-    return sum("llama_magic.worker" in child.cmdline() for child in children if child.status() != "zombie")
-""")
-    look = """
-%reload_ext llama_magic.notebook
-before = waiting()
-until = time.monotonic() + 20
-while not waiting() and time.monotonic() < until:
-    time.sleep(0.05)
-print(before, waiting())
-"""
-    assert kernel.text(look) == "0 1"
-    assert kernel.text("%unload_ext llama_magic.notebook\nprint(waiting())") == "0"
-    # a cell that starts a worker at once has the processor for itself
-    early = """
-%load_ext llama_magic.notebook
-own = EngineClient()
-own.restart()
-time.sleep(2)
-print(waiting())
-own.close()
-"""
-    assert kernel.text(early) == "1"
+def test_a_worker_waits_for_jobs_while_no_cell_runs(kernel: Kernel) -> None:
+    process = psutil.Process(int(kernel.text("import os; print(os.getpid())")))
+
+    def waiting() -> list[int]:
+        running = (child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE)
+        return [child.pid for child in running if "llama_magic.worker" in child.cmdline()]
+
+    kernel.text("%reload_ext llama_magic.notebook")
+    wait_until(waiting, 20)
+    (first,) = waiting()
+    kernel.text("1")
+    # what the environment says now holds for the next job, so the one that waits is replaced
+    kernel.text("os.environ['HF_TOKEN'] = 'hf_new'")
+    wait_until(lambda: len(waiting()) == 1 and waiting() != [first], 20)
+    kernel.text("%unload_ext llama_magic.notebook")
+    assert waiting() == []
+    # a cell that follows at once has the processor for itself, and the worker comes after it
+    kernel.text("%load_ext llama_magic.notebook")
+    assert kernel.text("time.sleep(2)\nfrom llama_magic.engine import spare\nprint(len(spare._waiting))") == "0"
+    wait_until(waiting, 20)
+    kernel.text("%unload_ext llama_magic.notebook")

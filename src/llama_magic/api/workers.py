@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from llama_magic.engine.spare import keep_spare, prepare_soon
+from llama_magic.engine.spare import keep_spare, not_now, prepare_soon
 
-__all__ = ["keep_spare", "prepare_soon"]
+__all__ = ["keep_spare", "not_now", "prepare_soon"]

@@ -1,9 +1,9 @@
 """A worker that waits for the next job, so that a short job is not mostly the start of its worker.
 
 Off unless somebody asks for it, as the notebook does: a script that quantizes once has no use for it. It is started
-when a job is likely to come (the magics were loaded and nothing else was asked for since, a plan, a look at a model or
-at the types, another job), does nothing until then, and ends after some minutes. A job gets it only in the environment
-that it was started in: what a notebook sets in between has to hold.
+when a job is likely to come (a plan, a look at a model or at the types, another job) or costs nobody anything (no cell
+runs), does nothing until then, and ends after a while. It takes about 20 MB. A job gets it only in the environment that
+it was started in: what a notebook sets in between has to hold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 #: Seconds after which a spare worker that nobody needed is ended.
-IDLE_S = 300.0
+IDLE_S = 1800.0
 #: Seconds that the end of a worker may take before the next one does not wait for it.
 _ENDING_S = 3.0
 #: Seconds after which `prepare_soon` starts one: what was asked for is on the screen by then.
@@ -42,6 +42,17 @@ class _Spare:
     environment: dict[str, str]
     owner: int
     timer: threading.Timer
+
+    @property
+    def fits(self) -> bool:
+        """True where a job that comes now would get it."""
+        return self.owner == os.getpid() and self.client.alive and self.environment == dict(os.environ)
+
+    def close(self) -> None:
+        """End it, from the process that started it."""
+        if self.owner == os.getpid():
+            self.timer.cancel()
+            self.client.close()
 
 
 _lock = threading.Lock()
@@ -62,8 +73,10 @@ def keep_spare(wanted: bool) -> None:
 def prepare_spare() -> None:
     """Start a spare worker where one is wanted and none waits. That takes milliseconds: nobody waits for its start."""
     with _lock:
-        if not _wanted or _waiting:
+        if not _wanted or _ready():
             return
+        while _waiting:
+            _waiting.pop().close()
         from llama_magic.engine.client import EngineClient
 
         client = EngineClient()
@@ -84,13 +97,17 @@ def prepare_soon(delay: float | None = None) -> None:
     delay
         Seconds until then. A worker that is started meanwhile, for whatever it is, has the processor for itself.
     """
-    if not _wanted or _waiting:
+    if not _wanted or _ready():
         return
     not_now()
     timer = threading.Timer(_SOON_S if delay is None else delay, _prepare_quietly)
     timer.daemon = True
     _soon[:] = [timer]
     timer.start()
+
+
+def _ready() -> bool:
+    return any(spare.fits for spare in tuple(_waiting))
 
 
 def _prepare_quietly() -> None:
@@ -142,12 +159,12 @@ def take_spare() -> EngineClient | None:
     _settle()
     with _lock:
         spare = _waiting.pop() if _waiting else None
-    if spare is None or spare.owner != os.getpid():
+    if spare is None:
         return None
-    spare.timer.cancel()
-    if spare.client.alive and spare.environment == dict(os.environ):
+    if spare.fits:
+        spare.timer.cancel()
         return spare.client
-    spare.client.close()
+    spare.close()
     return None
 
 
@@ -157,6 +174,4 @@ def _drop() -> None:
     with _lock:
         gone, _waiting[:] = _waiting[:], []
     for spare in gone:
-        if spare.owner == os.getpid():
-            spare.timer.cancel()
-            spare.client.close()
+        spare.close()

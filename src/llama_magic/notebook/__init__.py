@@ -6,13 +6,13 @@ from typing import Any
 
 __all__ = ["load_ipython_extension", "unload_ipython_extension"]
 
-#: Seconds after which a worker is started for what may come: cells that are run in a row have begun by then.
+#: Seconds after a cell at which a worker is started for what may come: cells that are run in a row have begun by then.
 _IDLE_S = 1.0
 
 
 def load_ipython_extension(shell: Any) -> None:
     """Register `%llama` and `%%llama`; what ``%load_ext llama_magic`` calls."""
-    from llama_magic.api.workers import keep_spare, prepare_soon
+    from llama_magic.api.workers import keep_spare
     from llama_magic.notebook.complete import install
     from llama_magic.notebook.magics import LlamaMagic
 
@@ -21,7 +21,23 @@ def load_ipython_extension(shell: Any) -> None:
     install(shell)
     keep_spare(True)
     if getattr(shell, "kernel", None) is not None:  # who reads and types there leaves the machine idle
-        prepare_soon(_IDLE_S)
+        for event, work in _EVENTS:
+            shell.events.register(event, work)
+
+
+def _cell_begins(_info: object) -> None:
+    from llama_magic.api.workers import not_now
+
+    not_now()
+
+
+def _cell_ended(_result: object) -> None:
+    from llama_magic.api.workers import prepare_soon
+
+    prepare_soon(_IDLE_S)
+
+
+_EVENTS = (("pre_run_cell", _cell_begins), ("post_run_cell", _cell_ended))
 
 
 def unload_ipython_extension(shell: Any) -> None:
@@ -30,6 +46,9 @@ def unload_ipython_extension(shell: Any) -> None:
     from llama_magic.notebook.complete import uninstall
 
     keep_spare(False)
+    for event, work in _EVENTS:
+        if work in shell.events.callbacks[event]:
+            shell.events.unregister(event, work)
     uninstall(shell)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("llama", None)
