@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llama_magic.engine.protocol import Chunk, Error, Log, Progress, Result, pack_event, unpack_event
+from llama_magic.engine.protocol import Chunk, Error, Log, Progress, Result, pack_events, unpack_events
 from llama_magic.errors import InvalidRequestError
 from llama_magic.inference.results import TokenLogprob
 
@@ -27,18 +27,18 @@ ROW = TokenLogprob(7, "a", -0.5, ())
     ids=lambda event: type(event).__name__,
 )
 def test_there_and_back(event: Any) -> None:
-    number, found = unpack_event(pack_event(12, event))
+    ((number, found),) = unpack_events(pack_events([(12, event)]))
     assert number == 12
     assert type(found) is type(event)
     assert found == event
 
 
 def test_errors() -> None:
-    _, found = unpack_event(pack_event(1, Error(InvalidRequestError("no"), "lines")))
+    ((_, found),) = unpack_events(pack_events([(1, Error(InvalidRequestError("no"), "lines"))]))
     assert isinstance(found.error, InvalidRequestError)
     assert (str(found.error), found.traceback) == ("no", "lines")
 
 
 def test_a_chunk_names_no_class() -> None:
-    assert b"llama_magic" not in pack_event(1, Chunk("text", (1, 2)))
-    assert b"llama_magic" in pack_event(1, Chunk("text", (1,), (ROW,)))
+    assert b"llama_magic" not in pack_events([(1, Chunk("text", (1, 2)))])
+    assert b"llama_magic" in pack_events([(1, Chunk("text", (1,), (ROW,)))])

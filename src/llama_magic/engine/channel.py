@@ -15,7 +15,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from llama_magic.engine.protocol import Cancel, Envelope, Error, Log, Request, Result, unpack_event
+from llama_magic.engine.protocol import Cancel, Envelope, Error, Log, Request, Result, unpack_events
 from llama_magic.engine.stream import PendingRequest, WorkerDied
 
 __all__ = ["Channel", "Worker"]
@@ -113,11 +113,11 @@ class Channel:
         # A worker that is killed can leave half a message, which unpickles to anything or nothing.
         with contextlib.suppress(Exception):
             while True:
-                number, event = unpack_event(receive())
-                if isinstance(event, Log):
-                    self._log.append(event.text)
-                else:
-                    self._deliver(number, event)
+                for number, event in unpack_events(receive()):
+                    if isinstance(event, Log):
+                        self._log.append(event.text)
+                    else:
+                        self._deliver(number, event)
         with self._lock:
             self.dead = True
             current, self._current = self._current, None

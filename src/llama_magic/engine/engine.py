@@ -279,7 +279,8 @@ class Engine:
         emit = Emit(self._emit_chunk, lambda fraction: self.emit(Progress("prompt", fraction)), self._pacer)
         generation = Generation(loaded.runtime, request.params, emit, self._cancel.is_set)
         completion, template = generation.run(request.prompt, request.messages, request.conversation)
-        completion = replace(completion, timings=replace(completion.timings, load_s=load_s))
+        if load_s:
+            completion = replace(completion, timings=replace(completion.timings, load_s=load_s))
         receipt = _receipt(request, completion, loaded, generation.seed, template)
         return replace(completion, receipt=receipt)
 

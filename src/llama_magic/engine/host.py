@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_magic.engine.job_engine import JobEngine
 from llama_magic.engine.jobs import RUNNERS
-from llama_magic.engine.protocol import Cancel, Error, Event, Request, Result, pack_event
+from llama_magic.engine.protocol import Cancel, Error, Event, Request, Result, pack_events
 from llama_magic.errors import GenerationInterrupted, LlamaMagicError, OutOfMemoryError
 from llama_magic.inference.pacing import Source, Take
 
@@ -90,20 +90,23 @@ class _Host:
         self._source.stop()
 
     def _write(self) -> None:
-        """Send events, beside llama.cpp and not between two of its calls."""
+        """Send events, beside llama.cpp and not between two of its calls; those that wait go together."""
         outbox, source = self._outbox, self._source
         while True:
             try:
-                item = outbox.get(timeout=source.wait())
+                items = [outbox.get(timeout=source.wait())]
+                while not outbox.empty():
+                    items.append(outbox.get_nowait())
             except queue.Empty:
                 chunk = source.chunk()
-                item = None if chunk is None else (self._current, chunk)
-            if item is not None:
-                self._send(*item)
+                items = [None if chunk is None else (self._current, chunk)]
+            events = [item for item in items if item is not None]
+            if events:
+                self._send(events)
 
-    def _send(self, number: int, event: Event) -> None:
+    def _send(self, events: list[tuple[int, Event]]) -> None:
         try:
-            self._connection.send_bytes(pack_event(number, event))
+            self._connection.send_bytes(pack_events(events))
         except OSError:
             os._exit(0)  # the kernel is gone
 

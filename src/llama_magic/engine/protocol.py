@@ -8,12 +8,14 @@ plain values, and pickles. Nothing here imports numpy or llama_cpp.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from llama_magic.inference.params import SamplingParams
 from llama_magic.inference.results import Chunk, Message
 from llama_magic.models.options import ModelSpec
+from llama_magic.pickling import by_call
 from llama_magic.progress import Progress
 
 __all__ = [
@@ -37,8 +39,8 @@ __all__ = [
     "StatusRequest",
     "TokenizeRequest",
     "UnloadRequest",
-    "pack_event",
-    "unpack_event",
+    "pack_events",
+    "unpack_events",
 ]
 
 
@@ -201,6 +203,7 @@ class Log:
     text: str
 
 
+@by_call
 @dataclass(frozen=True, slots=True)
 class Result:
     """The end of a request that worked."""
@@ -232,6 +235,7 @@ Request: TypeAlias = (
 Event: TypeAlias = Progress | Log | Chunk | Result | Error
 
 
+@by_call
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """A request or an event with the number of the request it belongs to."""
@@ -239,25 +243,28 @@ class Envelope:
     number: int
     body: Request | Event
 
-    def __reduce__(self) -> tuple[type[Envelope], tuple[object, ...]]:
-        return Envelope, (self.number, self.body)  # as `Chunk` does, for the same reason
 
-
-def pack_event(number: int, event: Event) -> bytes:
-    """Return an event of a request as bytes.
+def pack_events(events: Sequence[tuple[int, Event]]) -> bytes:
+    """Return events, each with the number of its request, as bytes.
 
     A chunk is a bare tuple in them. Looking up its classes takes longer than all the rest of reading it: the weights of
     a model pass through the processor's caches between two chunks, and leave nothing there.
     """
+    return pickle.dumps([_bare(number, event) for number, event in events], pickle.HIGHEST_PROTOCOL)
+
+
+def _bare(number: int, event: Event) -> object:
     if type(event) is Chunk and not event.logprobs:
-        return pickle.dumps((number, event.text, event.tokens, event.index), pickle.HIGHEST_PROTOCOL)
-    return pickle.dumps(Envelope(number, event), pickle.HIGHEST_PROTOCOL)
+        return number, event.text, event.tokens, event.index
+    return Envelope(number, event)
 
 
-def unpack_event(data: bytes) -> tuple[int, Any]:
-    """Return what `pack_event` packed: number and event."""
-    message: Any = pickle.loads(data)  # noqa: S301 - from our own worker
-    if type(message) is tuple:
-        number, text, tokens, index = message
-        return number, Chunk(text, tokens, (), index)
-    return message.number, message.body
+def unpack_events(data: bytes) -> list[tuple[int, Any]]:
+    """Return what `pack_events` packed: numbers and events."""
+    messages: list[Any] = pickle.loads(data)  # noqa: S301 - from our own worker
+    return [
+        (message[0], Chunk(message[1], message[2], (), message[3]))
+        if type(message) is tuple
+        else (message.number, message.body)
+        for message in messages
+    ]

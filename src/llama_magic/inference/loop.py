@@ -112,6 +112,7 @@ class Generation:
             raise InvalidRequestError("the prompt is empty; write something for the model to continue")
         if len(made.tokens) >= self._runtime.n_ctx:
             raise ContextFullError(len(made.tokens), self._runtime.n_ctx, self._model.n_ctx_train)
+        self._runtime.close_spent()
         tracks = self._tracks()
         try:
             if conversation is None:
@@ -121,8 +122,7 @@ class Generation:
         finally:
             if self._emit.pacer is not None:
                 self._emit.pacer.stop()
-            for track in tracks:
-                track.sampler.close()
+            self._runtime.close_later(track.sampler for track in tracks)
         return self._completion(made, plan, tracks), made.template
 
     def _tracks(self) -> list[_Track]:

@@ -12,10 +12,13 @@ from llama_magic.inference.results import Chunk
 __all__ = ["LONGEST_S", "SHORTEST_S", "Pace", "Pacer", "Source", "Take"]
 
 #: Seconds between two chunks: at least, aimed at, and at most. A person sees eight updates a second as smooth. Aimed at
-#: is twice that: a model slows down as its context fills, and where the clock takes over from the number of tokens,
-#: the same text costs more bytes.
+#: is more: a model slows down as its context fills, and where the clock takes over from the number of tokens, the same
+#: text costs more bytes. A slow model is followed word by word; from a fast one, whose tokens take less time than what
+#: a chunk costs should, more tokens come at once.
 SHORTEST_S: Final = 0.05
 _AIM_S: Final = 0.06
+_FAST_AIM_S: Final = 0.09
+_FAST_TPS: Final = 60.0
 LONGEST_S: Final = 0.118
 
 #: Tokens after which the speed is known well enough to fix how many of them go into a chunk.
@@ -45,7 +48,8 @@ class Pace:
             return SHORTEST_S
         if self._sent < _SETTLED:
             self._sent += tokens
-            self._gather = max(1, round(self._sent / max(now - self._start, 1e-9) * _AIM_S))
+            speed = self._sent / max(now - self._start, 1e-9)
+            self._gather = max(1, round(speed * (_FAST_AIM_S if speed > _FAST_TPS else _AIM_S)))
         else:
             self._sent += tokens
         return min(max(self._gather * elapsed / tokens, SHORTEST_S), LONGEST_S)

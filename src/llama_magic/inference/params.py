@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from llama_magic.errors import InvalidRequestError
@@ -165,7 +165,7 @@ class SamplingParams:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parameters as a plain dict."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _NAMES}  # the values are plain already
 
     def changed(self) -> dict[str, Any]:
         """Return only what differs from the defaults."""
@@ -174,6 +174,8 @@ class SamplingParams:
             f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(default, f.name)
         }
 
+
+_NAMES = tuple(each.name for each in fields(SamplingParams))
 
 #: name: (least, most, what to say)
 _RANGES: dict[str, tuple[float, float, str]] = {

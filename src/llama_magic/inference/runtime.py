@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from llama_magic.backends.host import available_memory
 from llama_magic.errors import ModelNotFoundError, OutOfMemoryError
 from llama_magic.inference.cache import ConversationCache, SoloCache
 from llama_magic.inference.prompt import PromptBuilder
-from llama_magic.native import ContextSettings, LogCapture, NativeContext, NativeModel
+from llama_magic.native import ContextSettings, LogCapture, NativeContext, NativeModel, Sampler
 from llama_magic.native.adapter import NativeAdapter
 
 __all__ = ["ModelRuntime"]
@@ -61,6 +61,7 @@ class ModelRuntime:
         self._adapters: dict[tuple[str, int], NativeAdapter] = {}
         self._adapters_key: tuple[tuple[str, int, float], ...] = ()
         self._in_use: list[tuple[NativeAdapter, float]] = []
+        self._spent: list[Sampler] = []
 
     @property
     def n_ctx(self) -> int:
@@ -194,8 +195,18 @@ class ModelRuntime:
         if self._current is not None:
             self._current.resume()
 
+    def close_later(self, samplers: Iterable[Sampler]) -> None:
+        """Keep samplers that are done until `close_spent`: who waits for an answer does not wait for their end, too."""
+        self._spent += samplers
+
+    def close_spent(self) -> None:
+        """Free the samplers of the generation before."""
+        while self._spent:
+            self._spent.pop().close()
+
     def close(self) -> None:
         """Free contexts and weights."""
+        self.close_spent()
         contexts = [cache.context for cache in (self._solo, self._chat) if cache is not None]
         closers: list[Callable[[], None]] = [context.close for context in contexts]
         if self._embedder is not None:

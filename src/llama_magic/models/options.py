@@ -192,7 +192,10 @@ class LoadOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a plain dict."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _NAMES}  # the values are plain already
+
+
+_NAMES = tuple(each.name for each in fields(LoadOptions))
 
 
 def _words(value: Any) -> tuple[Any, ...]:
