@@ -5,8 +5,9 @@ each token that is scored. While that fits (`plan`), a model has contexts only w
 with the number of models: making one takes some milliseconds, reading takes seconds. Where windows are so long that it
 does not fit, all contexts stay, and the models take turns within a window.
 
-On processors alone, windows are read in lanes: each has a context and a share of the threads, and reads its windows for
-itself. Threads that share one window wait for each other at every operation of the graph, some hundreds of times.
+On processors alone, windows are read in lanes: each has a context of each model and a share of the threads, and reads
+its windows for itself, with one model after the other. Threads that share one window wait for each other at every
+operation of the graph, some hundreds of times.
 """
 
 from __future__ import annotations
@@ -45,22 +46,12 @@ class Stopped(Exception):  # noqa: N818 - not an error: the user stopped it
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
-    """What one context reads at once: windows of a turn, by their places in it, shape of `inputs` (windows, n_ctx)."""
+class _Lane:
+    """One of the lanes of a turn: its number, how many there are, and the windows that it reads, (start, end)."""
 
-    first: int
-    inputs: npt.NDArray[np.int32]
-    targets: npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """What one model does in a turn: the span that it reads, the base's rows so far, where its scores go."""
-
-    reader: Reader
-    span: tuple[int, int]
-    rows: dict[tuple[int, int], BaseRows]
-    found: list[list[TokenScores]]
+    number: int
+    count: int
+    windows: tuple[int, int]
 
 
 class LockStep:
@@ -103,7 +94,7 @@ class LockStep:
         self.readers = list(readers)
         self.base = base
         self.done = 0
-        everyone = [*([base] if base else []), *self.readers]
+        everyone = self._everyone = [*([base] if base else []), *self.readers]
         self.total = max(len(reader.windows) for reader in everyone)
         self._cancelled = cancelled
         self._tolerant = tolerant
@@ -146,7 +137,7 @@ class LockStep:
     ) -> None:
         self._over.set()
         self._watch.join()
-        for reader in [*self.readers, *([self.base] if self.base else [])]:
+        for reader in self._everyone:
             reader.close()
         if self._pool is not None:
             self._pool.shutdown()
@@ -172,87 +163,92 @@ class LockStep:
             A model failed, or the base.
         """
         end = min(self.done + self.plan.turn, self.total)
-        found: dict[int, list[list[TokenScores]]] = {}
-        for span in self.plan.spans:
-            rows: dict[tuple[int, int], BaseRows] = {}
-            if self.base is not None:
-                self._take(_Task(self.base, span, rows, found.setdefault(-1, self._empty(end))), end)
-            for place, reader in enumerate(self.readers):
-                if not reader.failure and len(reader.windows) > self.done:
-                    self._guarded(_Task(reader, span, rows, found.setdefault(place, self._empty(end))), end)
-        for place, windows in found.items():
-            one = self.readers[place] if place >= 0 else self.base
-            if one is not None and not one.failure:
-                one.parts += [TokenScores.joined(parts) for parts in windows if parts]
-        self.done = end
-
-    def _empty(self, end: int) -> list[list[TokenScores]]:
-        return [[] for _ in range(self.done, end)]
-
-    def _guarded(self, task: _Task, end: int) -> None:
-        try:
-            self._take(task, end)
-        except LlamaMagicError as error:
-            if not self._tolerant:
-                raise
-            task.reader.failure = str(error)
-            task.reader.close()
-
-    def _take(self, task: _Task, end: int) -> None:
-        """Let one model read a span of the windows of a turn, and score it."""
-        windows, side = task.reader.windows, self.plan.side
-        stop = min(end, len(windows))
-        inputs, targets = windows.inputs(self.done, stop), windows.targets[self.done : stop]
-        shares = [
-            _Share(at, inputs[at : at + side], targets[at : at + side]) for at in range(0, stop - self.done, side)
+        starts = range(self.done, end, self.plan.side)
+        lanes = [
+            _Lane(number, len(starts), (start, min(start + self.plan.side, end))) for number, start in enumerate(starts)
         ]
-        if self._pool is None or len(shares) == 1:
-            self._read_share(task, shares[0], 0, 1)
+        if self._pool is None or len(lanes) == 1:
+            found = [self._read_lane(lanes[0])]
         else:
-            working = [
-                self._pool.submit(self._read_share, task, share, lane, len(shares)) for lane, share in enumerate(shares)
-            ]
+            working = [self._pool.submit(self._read_lane, lane) for lane in lanes]
             errors = [error for error in [work.exception() for work in working] if error is not None]
             if errors:
                 raise errors[0]
-        if not self.plan.keep:
-            task.reader.close()
+            found = [work.result() for work in working]
+        for place, reader in enumerate(self._everyone):
+            if not reader.failure:
+                reader.parts += itertools.chain(*(scores[place] for scores in found))
+        self.done = end
 
-    def _read_share(self, task: _Task, share: _Share, lane: int, lanes: int) -> None:
-        """Read with the context of a lane, which is one of `lanes` that share the threads."""
-        context, scorer = task.reader.open(self.plan, lane, lanes), self._scorers[lane][task.reader.model.n_vocab]
-        start, end = task.span
+    def _read_lane(self, lane: _Lane) -> list[list[TokenScores]]:
+        """Let one model after the other read the windows of a lane; returns the scores of each, by windows."""
+        start, end = lane.windows
+        found: list[list[list[TokenScores]]] = [[[] for _ in range(start, end)] for _ in self._everyone]
+        for span in self.plan.spans:
+            rows: dict[tuple[int, int], BaseRows] = {}
+            for reader, windows in zip(self._everyone, found, strict=True):
+                if reader.failure or len(reader.windows) <= start:
+                    continue
+                try:
+                    self._read_span(reader, lane, span, rows, windows)
+                except LlamaMagicError as error:
+                    if reader is self.base or not self._tolerant:
+                        raise
+                    reader.failure = str(error)
+                    reader.close(lane.number)
+                if not self.plan.keep:
+                    reader.close(lane.number)
+        return [[TokenScores.joined(parts) for parts in windows if parts] for windows in found]
+
+    def _read_span(
+        self,
+        reader: Reader,
+        lane: _Lane,
+        span: tuple[int, int],
+        rows: dict[tuple[int, int], BaseRows],
+        found: list[list[TokenScores]],
+    ) -> None:
+        """Let one model read a span of a lane's windows, and score it against `rows`, or fill them as the base."""
+        context = reader.open(self.plan, lane.number, lane.count)
+        scorer = self._scorers[lane.number][reader.model.n_vocab]
+        first_window, end_window = lane.windows
+        end_window = min(end_window, len(reader.windows))
+        inputs = reader.windows.inputs(first_window, end_window)
+        targets = reader.windows.targets[first_window:end_window]
+        start, end = span
         if start == 0:
             context.clear()
-        for low, first, high in self._pieces(start, end, task.reader.windows.first):
-            self._decode(context, share.inputs[:, low:high], low, high - first)
-            for window, tokens in enumerate(share.targets[:, first + 1 : high + 1]):
+        for low, first, high in self._pieces(start, end, reader.windows.first):
+            self._decode(context, inputs[:, low:high], low, high - first)
+            for window, tokens in enumerate(targets[:, first + 1 : high + 1]):
                 if len(tokens):  # nothing follows the last place of a window
                     logits = context.logits_of(window * (high - low) + first - low, len(tokens))
-                    scores = self._score(task, scorer, (share.first + window, first), logits, tokens)
-                    task.found[share.first + window].append(scores)
+                    place = (first_window + window, first)
+                    found[window].append(self._score(reader, scorer, rows, place, logits, tokens, start))
 
     def _score(
         self,
-        task: _Task,
+        reader: Reader,
         scorer: Scorer,
+        rows: dict[tuple[int, int], BaseRows],
         place: tuple[int, int],
         logits: npt.NDArray[np.float32],
         following: npt.NDArray[np.int32],
+        start: int,
     ) -> TokenScores:
-        """Score what one window's tokens have brought; `place` is the window, in its turn, and the first of them."""
-        reader, (window, first) = task.reader, place
+        """Score what one window's tokens have brought; `place` is the window and the first of them."""
+        window, first = place
         try:
             if reader is self.base:
-                at = window * self._width + first - max(task.span[0], reader.windows.first)
-                base = task.rows[place] = scorer.base(logits, following, self._kept[at : at + len(following)])
+                at = (window - self.done) * self._width + first - max(start, reader.windows.first)
+                base = rows[place] = scorer.base(logits, following, self._kept[at : at + len(following)])
                 scores = TokenScores(base.nll)
             elif self.base is not None:
-                scores = scorer.against(task.rows[place], logits, following)
+                scores = scorer.against(rows[place], logits, following)
             else:
                 scores = scorer.alone(logits, following)
         except NotANumber:
-            raise self._broken(reader, self.done + window) from None
+            raise self._broken(reader, window) from None
         if self._inspect is not None:
             self._inspect(reader, logits, following)
         return scores

@@ -40,7 +40,7 @@ class Plan:
     keep
         Contexts stay open from one span to the next.
     lanes
-        Contexts that read at the same time, a window each.
+        How many contexts read at the same time.
     """
 
     side: int
@@ -138,7 +138,9 @@ class Reader:
                 context.use_adapters(self.adapters)
         return context
 
-    def close(self) -> None:
-        """Free the contexts; the model stays."""
-        while self._contexts:
-            self._contexts.popitem()[1].close()
+    def close(self, lane: int | None = None) -> None:
+        """Free the context of a lane, or all; the model stays."""
+        for number in [lane] if lane is not None else list(self._contexts):
+            context = self._contexts.pop(number, None)
+            if context is not None:
+                context.close()

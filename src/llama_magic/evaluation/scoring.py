@@ -29,8 +29,8 @@ _Tokens = npt.NDArray[np.int32]
 
 #: Base probabilities below exp(-16) are left out of the sum (perplexity.cpp: `p_log_base > -16.f`).
 _LEAST_LOG_P = -16.0
-#: What stands for a base's logit that is left out: its exponential is exactly 0, and differences from it are finite.
-_LEFT_OUT = np.float32(-1e30)
+#: What a base's logit that is left out is lowered by: its exponential is exactly 0, and differences from it are finite.
+_FAR = np.float32(1e30)
 #: Bytes of a block of logits: four of them fit into a thread's share of the processor's cache.
 _BLOCK = 600_000
 
@@ -46,7 +46,7 @@ class BaseRows:
     Attributes
     ----------
     shifted
-        Logits less their maximum, shape (rows, n_vocab); `_LEFT_OUT` where the sum leaves a token out.
+        Logits less their maximum, shape (rows, n_vocab); lower by `_FAR` where the sum leaves a token out.
     log_sum
         ln of the sum of exp(logits less their maximum), shape (rows,).
     mass
@@ -119,14 +119,16 @@ class Scorer:
         softmax = _rounded if self._round else _softmax
 
         def work(thread: int, part: slice) -> None:
-            shifted, (weights, _, _) = found.shifted[part], self._room(thread, len(logits[part]))
+            shifted, (weights, spare, _) = found.shifted[part], self._room(thread, len(logits[part]))
             top, log_sum = softmax(logits[part], shifted, weights)
             found.log_sum[part], found.top[part] = log_sum, top
             found.nll[part] = log_sum - shifted[np.arange(len(shifted)), following[part]]
-            left_out = shifted <= (log_sum + _LEAST_LOG_P).astype(np.float32)[:, None]
-            np.copyto(shifted, _LEFT_OUT, where=left_out)
-            np.copyto(weights, np.float32(0), where=left_out)
-            found.mass[part] = weights.sum(axis=1)
+            # by arithmetic: a mask that is true here and false there makes a processor guess, for each of the tokens
+            least = (log_sum + _LEAST_LOG_P).astype(np.float32)[:, None]
+            left_out = np.less_equal(shifted, least, out=spare, casting="unsafe")  # 1.0 where it is, else 0.0
+            found.mass[part] = weights.sum(axis=1) - np.einsum("ij,ij->i", weights, left_out)
+            np.multiply(left_out, _FAR, out=left_out)
+            np.subtract(shifted, left_out, out=shifted)
 
         self._in_blocks(rows, work)
         if not np.isfinite(found.log_sum).all():
