@@ -311,5 +311,10 @@ class JobInterrupted(GenerationInterrupted):
     def __str__(self) -> str:
         return self.words
 
+    def shown(self) -> JobInterrupted:
+        """Return the same without the result among the words: it is shown beside them already."""
+        head, listed, _ = self.words.partition(":\n")
+        return JobInterrupted(self.result, f"{head}.") if listed else self
+
     def _render_traceback_(self) -> list[str]:
         return [f"Interrupted: {self}"]

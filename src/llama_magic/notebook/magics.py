@@ -122,6 +122,7 @@ class LlamaMagic(Magics, Defaults):
             if hasattr(stopped.result, "_repr_html_"):  # what was done until then
                 view.fail()
                 self._say(arguments, stopped.result)
+                raise stopped.shown() from None
             raise
         except KeyboardInterrupt:
             raise _Stopped from None
