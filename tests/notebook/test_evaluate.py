@@ -11,10 +11,10 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import RichOutput, capture_output
 
+from llama_magic.api.evaluate import evaluate_specs
 from llama_magic.errors import JobInterrupted
 from llama_magic.evaluation.divergence import Divergence
 from llama_magic.evaluation.results import KLDivergence, Perplexities
-from llama_magic.notebook.actions import evaluate
 from tests.tiny import tiny_llama
 
 
@@ -71,13 +71,11 @@ def test_a_base_gives_every_statistic(shell: Any, folder: Path) -> None:
 
 
 def test_an_interrupt_shows_what_was_read_once(shell: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = evaluate.evaluate_specs
-
     def stopped(*arguments: Any, **named: Any) -> Any:
-        found = real(*arguments, **named)
+        found = evaluate_specs(*arguments, **named)
         raise JobInterrupted(found, f"stopped after 7 of 9 chunks; what was read is kept:\n{found!r}")
 
-    monkeypatch.setattr(evaluate, "evaluate_specs", stopped)
+    monkeypatch.setattr("llama_magic.notebook.actions.evaluate.evaluate_specs", stopped)
     with capture_output() as captured:
         result = shell.run_cell("%llama perplexity other.gguf --text a.txt -c 64 -t 1 --out kept")
     assert f"PPL = {shell.user_ns['kept'].ppl:.4f}" in captured.outputs[-1].data["text/plain"]
