@@ -19,7 +19,6 @@ from typing import Any
 from llama_magic.engine.protocol import (
     Cancel,
     Chunk,
-    Envelope,
     Error,
     GenerateRequest,
     LoadRequest,
@@ -28,6 +27,7 @@ from llama_magic.engine.protocol import (
     Result,
     StatusRequest,
     UnloadRequest,
+    pack_events,
 )
 from llama_magic.errors import GenerationInterrupted
 from llama_magic.inference.results import Completion, Receipt, Sample, Timings
@@ -233,14 +233,14 @@ class ThreadWorker:
                         return
                     number, request = self._todo.popleft()
                 self.answered.append(request)
-                self._theirs.send(Envelope(number, self._end(number, request)))
+                self._theirs.send_bytes(pack_events([(number, self._end(number, request))]))
 
     def _end(self, number: int, request: Request) -> Result | Error:
         if not isinstance(request, GenerateRequest):
             return Result(() if isinstance(request, StatusRequest) else None)
         count = 0
         while count != request.params.max_tokens and not self.let_go.is_set():
-            self._theirs.send(Envelope(number, Chunk("word ", (count,))))
+            self._theirs.send_bytes(pack_events([(number, Chunk("word ", (count,)))]))
             count += 1
             with self._wake:
                 if self._wake.wait_for(lambda: (number in self._cancelled and not self.deaf) or not self.alive, 0.01):
