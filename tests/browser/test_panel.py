@@ -79,6 +79,13 @@ def test_the_story(panel: NotebookPage, tmp_path: Path, modules: BuildResult) ->
 def load(page: Page) -> None:
     body = page.get_by_role("tabpanel", name="Model")
     expect(body.get_by_text("smollm2 fits")).to_be_visible(timeout=60_000)
+    search = body.get_by_label("Search models")
+    search.fill("smolm2")
+    expect(body.locator(".lm-group").first).to_have_text("Did you mean")
+    expect(body.locator(".lm-item").first).to_contain_text("smollm2")
+    search.fill("no such model")
+    expect(body.get_by_text("Nothing here has that name.")).to_be_visible()
+    search.fill("")
     body.get_by_role("button", name="Load", exact=True).click()
     expect(page.locator(".lm-chip")).to_contain_text("SmolLM2-135M", timeout=60_000)
     expect(body.locator(".lm-resident")).to_contain_text("current", timeout=30_000)

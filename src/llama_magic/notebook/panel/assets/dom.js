@@ -110,6 +110,11 @@ export function jobView(store, lane, { quietEnd = true, withStop = true } = {}) 
   const fillBar = h("div", { class: "lm-bar-fill" });
   const bar = h("div", { class: "lm-bar", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", "aria-label": "progress" }, fillBar);
   const running = h("div", { class: "lm-job-running" }, h("div", { class: "lm-job-line" }, words, withStop ? stop : null), bar);
+  const failedNodes = lasting((error, detail) => {
+    const close = iconButton("close", "Dismiss", () => store.act("app.dismiss", { lane }));
+    const more = detail ? h("details", {}, h("summary", {}, "details for a report"), h("pre", {}, detail)) : null;
+    return h("div", { class: "lm-error", role: "alert" }, h("span", { class: "lm-sign" }, "✗"), h("div", { class: "lm-grow" }, error, more), close);
+  });
   let shown = "";
   store.on("jobs", (jobs) => {
     const focused = root.contains(document.activeElement);
@@ -128,11 +133,8 @@ export function jobView(store, lane, { quietEnd = true, withStop = true } = {}) 
       if (typeof job.fraction === "number") bar.setAttribute("aria-valuenow", Math.round(100 * job.fraction));
       else bar.removeAttribute("aria-valuenow");
       if (shown !== "active") fill(root, running);
-    } else if (state === "failed") {
-      const close = iconButton("close", "Dismiss", () => store.act("app.dismiss", { lane }));
-      const detail = job.detail ? h("details", {}, h("summary", {}, "details for a report"), h("pre", {}, job.detail)) : null;
-      fill(root, h("div", { class: "lm-error", role: "alert" }, h("span", { class: "lm-sign" }, "✗"), h("div", { class: "lm-grow" }, job.error, detail), close));
-    } else if (state === "stopped" && (!quietEnd || job.error)) {
+    } else if (state === "failed") fill(root, failedNodes(job.error, job.detail));
+    else if (state === "stopped" && (!quietEnd || job.error)) {
       fill(root, h("div", { class: "lm-note" }, job.error || "stopped"));
     } else fill(root);
     shown = state;

@@ -66,24 +66,29 @@ function modelList(store, choose) {
   const free = h("span", { class: "lm-muted small" });
   let marked = "";
   let rows = [];
+  let sure = []; // those that Enter may choose from
 
   function draw() {
     const model = store.get("model");
     const words = search.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
     const fits = (row) => words.every((word) => `${row.name ?? ""} ${row.ref} ${row.ftype} ${row.params}`.toLowerCase().includes(word));
-    const local = (model.local ?? []).filter(fits);
     const here = new Set((model.local ?? []).map((row) => row.ref));
-    const catalogue = (model.catalogue ?? []).filter((row) => !here.has(row.ref)).filter(fits);
+    const known = [...(model.local ?? []), ...(model.catalogue ?? []).filter((row) => !here.has(row.ref))];
+    const local = (model.local ?? []).filter(fits);
+    const catalogue = known.slice((model.local ?? []).length).filter(fits);
     const found = model.hub?.rows ?? [];
     const typed = search.value.trim();
     const named = /[/\\]|\.gguf$/i.test(typed) && ![...local, ...catalogue, ...found].some((row) => row.ref === typed);
+    const near = local.length || catalogue.length || named ? [] : nearest(typed, known);
     const groups = [
+      ["Did you mean", near],
       ["As you typed it", named ? [{ ref: typed, name: typed, place: "", size: "", ftype: "", params: "", note: "a file, or a repository of the Hub" }] : []],
       ["On this machine", local],
       ["Small models to begin with", catalogue],
       [model.hub ? `On the Hub: “${model.hub.words}”` : "", found],
     ];
     rows = groups.flatMap(([, each]) => each);
+    sure = near.length ? [] : rows;
     const loaded = new Set((model.loaded ?? []).map((row) => row.ref));
     fill(
       box,
@@ -128,13 +133,32 @@ function modelList(store, choose) {
   const soon = debounce((ref) => choose(ref), 250);
   search.addEventListener("input", draw);
   search.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && rows.length === 1) choose(rows[0].ref);
+    if (event.key === "Enter" && sure.length === 1) choose(sure[0].ref);
     else if (event.key === "Enter" && search.value.trim()) store.act("model.search", { words: search.value.trim() });
   });
   store.on("model", draw);
   store.on("jobs", () => hub.can(active(store.get("jobs").hub) ? "A search is under way." : search.value.trim() ? "" : "Write what to search for first."));
   const node = h("div", { class: "lm-stack" }, search, box, h("div", { class: "lm-row" }, hub, refresh, h("span", { class: "lm-grow" }), free), jobView(store, "hub"));
   return { node, mark };
+}
+
+// The rows whose names begin almost as what was typed, the nearest first.
+function nearest(typed, rows) {
+  const goal = typed.toLowerCase();
+  if (goal.length < 3) return [];
+  const apart = (row) => Math.min(...[row.name, row.ref.split(/[/\\:]/).at(-1)].filter(Boolean).map((name) => edits(goal, name.toLowerCase())));
+  return rows.map((row) => [apart(row), row]).filter(([far]) => far <= goal.length / 3).sort(([one], [other]) => one - other).slice(0, 3).map(([, row]) => row);
+}
+
+// Letters to change, add or leave out (Levenshtein's distance) from a word to the beginning of another that is nearest.
+function edits(word, other) {
+  let row = [...Array(other.length + 1).keys()];
+  for (let at = 1; at <= word.length; at += 1) {
+    const next = [at];
+    for (let to = 1; to <= other.length; to += 1) next.push(Math.min(row[to] + 1, next[to - 1] + 1, row[to - 1] + (word[at - 1] === other[to - 1] ? 0 : 1)));
+    row = next;
+  }
+  return Math.min(...row);
 }
 
 // What a person types for it, where that is short; else its name.
