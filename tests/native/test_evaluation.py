@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +204,32 @@ def test_lanes_change_nothing(
         assert found.kld_percentiles == pytest.approx(before.kld_percentiles, rel=1e-4, abs=1e-7)
     with pytest.raises(NativeError, match="bad gives logits that are no numbers"):
         evaluate(log, spec(broken(pair["other"], tmp_path / "bad.gguf")), base=base)
+
+
+def test_a_lane_that_is_done_helps_another(
+    pair: dict[str, tuple[Path, Weights]], log: LogCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = OPTIONS.replace(n_threads=4)
+    asked, base = [spec(pair[name][0], options) for name in ("other", "base", "other")], spec(pair["base"][0], options)
+    monkeypatch.setattr(lockstep, "lanes_for", lambda *_of: 1)
+    alone = evaluate(log, *asked, base=base, chunks=3)
+    real, helped = lockstep.LockStep._read_span, threading.Event()
+
+    def read(self: Any, unit: Any, place: int, lane: int, span: tuple[int, int]) -> None:
+        if unit.slot != lane:
+            helped.set()
+        elif unit.windows == (2, 3) and place == 1:
+            assert helped.wait(20), "the other lane takes a model of the last window meanwhile"
+        real(self, unit, place, lane, span)
+
+    monkeypatch.setattr(lockstep.LockStep, "_read_span", read)
+    monkeypatch.setattr(lockstep, "lanes_for", lambda *_of: 2)
+    found = evaluate(log, *asked, base=base, chunks=3)
+    assert helped.is_set()
+    for (one,), (other,) in zip(alone.results, found.results, strict=True):
+        assert isinstance(one, KLDivergence)
+        assert isinstance(other, KLDivergence)
+        assert (other.chunks, other.kld, other.ppl) == pytest.approx((3, one.kld, one.ppl), rel=1e-5, abs=1e-7)
 
 
 def test_threads_are_parted_among_lanes_where_only_processors_compute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,17 @@ does not fit, all contexts stay, and the models take turns within a window.
 
 On processors alone, windows are read in lanes: each has a context of each model and a share of the threads, and reads
 its windows for itself, with one model after the other. Threads that share one window wait for each other at every
-operation of the graph, some hundreds of times.
+operation of the graph, some hundreds of times. At the end, a lane that is done takes models from one that is not.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Event, Thread
+from threading import Condition, Event, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +46,35 @@ class Stopped(Exception):  # noqa: N818 - not an error: the user stopped it
     """The user stopped it while a model read."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    """One of the lanes of a turn: its number, how many there are, and the windows that it reads, (start, end)."""
+@dataclass(slots=True)
+class _Unit:
+    """Windows that a context reads at once, and what becomes of them; places are those of the models.
 
-    number: int
-    count: int
+    Attributes
+    ----------
+    windows
+        The first, and the end.
+    slot
+        Where the base's rows of them are kept.
+    waiting
+        Models that have not begun.
+    left
+        How many have not finished.
+    ready
+        The base's rows are there, where there is a base.
+    rows
+        These rows, by window and first token.
+    found
+        Scores of each model, of each window.
+    """
+
     windows: tuple[int, int]
+    slot: int
+    waiting: list[int]
+    left: int
+    ready: bool
+    rows: dict[tuple[int, int], BaseRows]
+    found: list[list[list[TokenScores]]]
 
 
 class LockStep:
@@ -123,6 +146,10 @@ class LockStep:
         #: Rows of logits that are kept of each window of a turn.
         self._width = self.plan.rows if self.plan.keep else longest.scored
         self._kept = np.empty((self.plan.turn * self._width if base is not None else 0, n_vocab), dtype=np.float32)
+        self._next = 0
+        self._units: deque[_Unit] = deque()  # those under way, in order
+        self._error: BaseException | None = None
+        self._changed = Condition()
         self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane") if lanes > 1 else None
         self._reading: set[NativeContext] = set()
         self._over = Event()
@@ -137,10 +164,14 @@ class LockStep:
     ) -> None:
         self._over.set()
         self._watch.join()
-        for reader in self._everyone:
-            reader.close()
+        with self._changed:
+            self._changed.notify_all()
+        for context in tuple(self._reading):
+            context.abort()
         if self._pool is not None:
             self._pool.shutdown()
+        for reader in self._everyone:
+            reader.close()
         for scorer in itertools.chain(*(scorers.values() for scorers in self._scorers)):
             scorer.close()
 
@@ -162,57 +193,106 @@ class LockStep:
         NativeError, OutOfMemoryError
             A model failed, or the base.
         """
-        end = min(self.done + self.plan.turn, self.total)
-        starts = range(self.done, end, self.plan.side)
-        lanes = [
-            _Lane(number, len(starts), (start, min(start + self.plan.side, end))) for number, start in enumerate(starts)
-        ]
-        if self._pool is None or len(lanes) == 1:
-            found = [self._read_lane(lanes[0])]
-        else:
-            working = [self._pool.submit(self._read_lane, lane) for lane in lanes]
-            errors = [error for error in [work.exception() for work in working] if error is not None]
-            if errors:
-                raise errors[0]
-            found = [work.result() for work in working]
-        for place, reader in enumerate(self._everyone):
+        if self._pool is None:
+            unit = self._new_unit(0)
+            assert unit is not None
+            for span in self.plan.spans:
+                unit.rows.clear()
+                for place in range(len(self._everyone)):
+                    self._read_one(unit, place, 0, span)
+            unit.left = 0
+        elif not self._units:
+            for lane in range(self.plan.lanes):
+                self._pool.submit(self._work, lane)
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or (self._units and self._units[0].left == 0))
+            while self._units and self._units[0].left == 0:
+                self._finish(self._units.popleft())
+            if self._error is not None:
+                raise self._error
+
+    def _new_unit(self, slot: int) -> _Unit | None:
+        """Return the windows that come next, None where there are none."""
+        if self._next >= self.total:
+            return None
+        start, self._next = self._next, min(self._next + self.plan.side, self.total)
+        models = range(len(self._everyone))
+        found: list[list[list[TokenScores]]] = [[[] for _ in range(start, self._next)] for _ in models]
+        unit = _Unit((start, self._next), slot, list(models), len(models), self.base is None, {}, found)
+        self._units.append(unit)
+        return unit
+
+    def _finish(self, unit: _Unit) -> None:
+        for reader, windows in zip(self._everyone, unit.found, strict=True):
             if not reader.failure:
-                reader.parts += itertools.chain(*(scores[place] for scores in found))
-        self.done = end
+                reader.parts += [TokenScores.joined(parts) for parts in windows if parts]
+        self.done = unit.windows[1]
 
-    def _read_lane(self, lane: _Lane) -> list[list[TokenScores]]:
-        """Let one model after the other read the windows of a lane; returns the scores of each, by windows."""
-        start, end = lane.windows
-        found: list[list[list[TokenScores]]] = [[[] for _ in range(start, end)] for _ in self._everyone]
-        for span in self.plan.spans:
-            rows: dict[tuple[int, int], BaseRows] = {}
-            for reader, windows in zip(self._everyone, found, strict=True):
-                if reader.failure or len(reader.windows) <= start:
-                    continue
-                try:
-                    self._read_span(reader, lane, span, rows, windows)
-                except LlamaMagicError as error:
-                    if reader is self.base or not self._tolerant:
-                        raise
-                    reader.failure = str(error)
-                    reader.close(lane.number)
-                if not self.plan.keep:
-                    reader.close(lane.number)
-        return [[TokenScores.joined(parts) for parts in windows if parts] for windows in found]
+    # -- lanes -----------------------------------------------------------------------------------------------------
 
-    def _read_span(
-        self,
-        reader: Reader,
-        lane: _Lane,
-        span: tuple[int, int],
-        rows: dict[tuple[int, int], BaseRows],
-        found: list[list[TokenScores]],
-    ) -> None:
-        """Let one model read a span of a lane's windows, and score it against `rows`, or fill them as the base."""
-        context = reader.open(self.plan, lane.number, lane.count)
-        scorer = self._scorers[lane.number][reader.model.n_vocab]
-        first_window, end_window = lane.windows
-        end_window = min(end_window, len(reader.windows))
+    def _work(self, lane: int) -> None:
+        """Read what is to be read, until nothing is left; on a thread of its own."""
+        own: _Unit | None = None
+        try:
+            while True:
+                with self._changed:
+                    unit = self._claim(own, lane)
+                    if unit is None:
+                        return
+                    if unit.slot == lane:
+                        own = unit
+                        place = unit.waiting.pop(0)
+                    else:
+                        place = unit.waiting.pop()
+                self._read_one(unit, place, lane, self.plan.spans[0])
+                with self._changed:
+                    unit.left -= 1
+                    unit.ready = True  # the base is the first that reads
+                    self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    def _claim(self, own: _Unit | None, lane: int) -> _Unit | None:
+        """Return whose models a lane reads with next: its own windows', new ones', at the end those of another lane.
+
+        Cores are not equally fast, and so neither are lanes.
+        """
+        while not (self._error or self._over.is_set()):
+            if own is not None and own.waiting:
+                return own
+            if (unit := self._new_unit(lane)) is not None:
+                return unit
+            others = [unit for unit in self._units if unit.waiting]
+            if not others:
+                return None
+            if ready := [unit for unit in others if unit.ready]:
+                return ready[0]
+            self._changed.wait()
+        return None
+
+    def _read_one(self, unit: _Unit, place: int, lane: int, span: tuple[int, int]) -> None:
+        """Let one model read a span of some windows; one that fails is left out where that is allowed."""
+        reader = self._everyone[place]
+        if reader.failure or len(reader.windows) <= unit.windows[0]:
+            return
+        try:
+            self._read_span(unit, place, lane, span)
+        except LlamaMagicError as error:
+            if reader is self.base or not self._tolerant:
+                raise
+            reader.failure = str(error)
+            reader.close(lane)
+        if not self.plan.keep:
+            reader.close(lane)
+
+    def _read_span(self, unit: _Unit, place: int, lane: int, span: tuple[int, int]) -> None:
+        """Let one model read, and score it against the base's rows, or fill these."""
+        reader = self._everyone[place]
+        context = reader.open(self.plan, lane)
+        scorer = self._scorers[lane][reader.model.n_vocab]
+        first_window, end_window = unit.windows[0], min(unit.windows[1], len(reader.windows))
         inputs = reader.windows.inputs(first_window, end_window)
         targets = reader.windows.targets[first_window:end_window]
         start, end = span
@@ -223,8 +303,9 @@ class LockStep:
             for window, tokens in enumerate(targets[:, first + 1 : high + 1]):
                 if len(tokens):  # nothing follows the last place of a window
                     logits = context.logits_of(window * (high - low) + first - low, len(tokens))
-                    place = (first_window + window, first)
-                    found[window].append(self._score(reader, scorer, rows, place, logits, tokens, start))
+                    at = unit.slot * self.plan.side + window, first - max(start, reader.windows.first)
+                    scores = self._score(reader, scorer, unit.rows, (first_window + window, first), at, logits, tokens)
+                    unit.found[place][window].append(scores)
 
     def _score(
         self,
@@ -232,23 +313,22 @@ class LockStep:
         scorer: Scorer,
         rows: dict[tuple[int, int], BaseRows],
         place: tuple[int, int],
+        at: tuple[int, int],
         logits: npt.NDArray[np.float32],
         following: npt.NDArray[np.int32],
-        start: int,
     ) -> TokenScores:
-        """Score what one window's tokens have brought; `place` is the window and the first of them."""
-        window, first = place
+        """Score what tokens brought: `place` is their window and the first of them, `at` where a base's rows go."""
         try:
             if reader is self.base:
-                at = (window - self.done) * self._width + first - max(start, reader.windows.first)
-                base = rows[place] = scorer.base(logits, following, self._kept[at : at + len(following)])
+                low = at[0] * self._width + at[1]
+                base = rows[place] = scorer.base(logits, following, self._kept[low : low + len(following)])
                 scores = TokenScores(base.nll)
             elif self.base is not None:
                 scores = scorer.against(rows[place], logits, following)
             else:
                 scores = scorer.alone(logits, following)
         except NotANumber:
-            raise self._broken(reader, window) from None
+            raise self._broken(reader, place[0]) from None
         if self._inspect is not None:
             self._inspect(reader, logits, following)
         return scores
@@ -277,6 +357,8 @@ class LockStep:
         logits: Any = np.tile(np.arange(length) >= length - scored, count)
         self._reading.add(context)
         try:
+            if self._over.is_set():
+                raise Stopped
             context.step(flat, positions, sequences, logits=logits)
         except Aborted:
             raise Stopped from None
