@@ -146,6 +146,7 @@ class LockStep:
         #: Rows of logits that are kept of each window of a turn.
         self._width = self.plan.rows if self.plan.keep else longest.scored
         self._kept = np.empty((self.plan.turn * self._width if base is not None else 0, n_vocab), dtype=np.float32)
+        self._begun = False
         self._next = 0
         self._units: deque[_Unit] = deque()  # those under way, in order
         self._error: BaseException | None = None
@@ -189,7 +190,7 @@ class LockStep:
         Raises
         ------
         Stopped
-            The user stopped it; nothing of these windows counts.
+            The user stopped it; windows that not all have read do not count.
         NativeError, OutOfMemoryError
             A model failed, or the base.
         """
@@ -201,7 +202,8 @@ class LockStep:
                 for place in range(len(self._everyone)):
                     self._read_one(unit, place, 0, span)
             unit.left = 0
-        elif not self._units:
+        elif not self._begun:
+            self._begun = True
             for lane in range(self.plan.lanes):
                 self._pool.submit(self._work, lane)
         with self._changed:
