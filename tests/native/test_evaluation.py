@@ -212,7 +212,7 @@ def test_a_lane_that_is_done_helps_another(
     options = OPTIONS.replace(n_threads=4)
     asked, base = [spec(pair[name][0], options) for name in ("other", "base", "other")], spec(pair["base"][0], options)
     monkeypatch.setattr(lockstep, "lanes_for", lambda *_of: 1)
-    alone = evaluate(log, *asked, base=base, chunks=3)
+    alone = evaluate(log, *asked, base=base, chunks=5)
     real, helped = lockstep.LockStep._read_span, threading.Event()
 
     def read(self: Any, unit: Any, place: int, lane: int, span: tuple[int, int]) -> None:
@@ -224,12 +224,21 @@ def test_a_lane_that_is_done_helps_another(
 
     monkeypatch.setattr(lockstep.LockStep, "_read_span", read)
     monkeypatch.setattr(lockstep, "lanes_for", lambda *_of: 2)
-    found = evaluate(log, *asked, base=base, chunks=3)
+    shares, opened = list[tuple[int, int]](), reader.Reader.open
+
+    def share(self: Any, plan: reader.Plan, lane: int = 0, lanes: int = 1) -> Any:
+        shares.append((lane, lanes))
+        return opened(self, plan, lane, lanes)
+
+    monkeypatch.setattr(reader.Reader, "open", share)
+    found = evaluate(log, *asked, base=base, chunks=5)
     assert helped.is_set()
+    assert shares[-4:] == [(0, 1)] * 4, "the last chunk, which would leave a lane empty, has all threads"
+    assert {lanes for _, lanes in shares[:-4]} == {2}
     for (one,), (other,) in zip(alone.results, found.results, strict=True):
         assert isinstance(one, KLDivergence)
         assert isinstance(other, KLDivergence)
-        assert (other.chunks, other.kld, other.ppl) == pytest.approx((3, one.kld, one.ppl), rel=1e-5, abs=1e-7)
+        assert (other.chunks, other.kld, other.ppl) == pytest.approx((5, one.kld, one.ppl), rel=1e-5, abs=1e-7)
 
 
 def test_threads_are_parted_among_lanes_where_only_processors_compute(monkeypatch: pytest.MonkeyPatch) -> None:

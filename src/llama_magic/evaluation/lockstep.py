@@ -146,6 +146,8 @@ class LockStep:
         #: Rows of logits that are kept of each window of a turn.
         self._width = self.plan.rows if self.plan.keep else longest.scored
         self._kept = np.empty((self.plan.turn * self._width if base is not None else 0, n_vocab), dtype=np.float32)
+        #: Windows that are read in lanes, from the first.
+        self._in_lanes = self.total - self.total % self.plan.turn if lanes > 1 else 0
         self._begun = False
         self._next = 0
         self._units: deque[_Unit] = deque()  # those under way, in order
@@ -194,15 +196,15 @@ class LockStep:
         NativeError, OutOfMemoryError
             A model failed, or the base.
         """
-        if self._pool is None:
-            unit = self._new_unit(0)
+        if self.done >= self._in_lanes:  # what would leave lanes empty has all threads for each window
+            unit = self._new_unit(0, self.total)
             assert unit is not None
             for span in self.plan.spans:
                 unit.rows.clear()
                 for place in range(len(self._everyone)):
                     self._read_one(unit, place, 0, span)
             unit.left = 0
-        elif not self._begun:
+        elif self._pool is not None and not self._begun:
             self._begun = True
             for lane in range(self.plan.lanes):
                 self._pool.submit(self._work, lane)
@@ -213,11 +215,11 @@ class LockStep:
             if self._error is not None:
                 raise self._error
 
-    def _new_unit(self, slot: int) -> _Unit | None:
-        """Return the windows that come next, None where there are none."""
-        if self._next >= self.total:
+    def _new_unit(self, slot: int, end: int) -> _Unit | None:
+        """Return the windows that come next, None where there are none before `end`."""
+        if self._next >= end:
             return None
-        start, self._next = self._next, min(self._next + self.plan.side, self.total)
+        start, self._next = self._next, min(self._next + self.plan.side, end)
         models = range(len(self._everyone))
         found: list[list[list[TokenScores]]] = [[[] for _ in range(start, self._next)] for _ in models]
         unit = _Unit((start, self._next), slot, list(models), len(models), self.base is None, {}, found)
@@ -264,7 +266,7 @@ class LockStep:
         while not (self._error or self._over.is_set()):
             if own is not None and own.waiting:
                 return own
-            if (unit := self._new_unit(lane)) is not None:
+            if (unit := self._new_unit(lane, self._in_lanes)) is not None:
                 return unit
             others = [unit for unit in self._units if unit.waiting]
             if not others:
@@ -292,7 +294,7 @@ class LockStep:
     def _read_span(self, unit: _Unit, place: int, lane: int, span: tuple[int, int]) -> None:
         """Let one model read, and score it against the base's rows, or fill these."""
         reader = self._everyone[place]
-        context = reader.open(self.plan, lane)
+        context = reader.open(self.plan, lane, self.plan.lanes if unit.windows[0] < self._in_lanes else 1)
         scorer = self._scorers[lane][reader.model.n_vocab]
         first_window, end_window = unit.windows[0], min(unit.windows[1], len(reader.windows))
         inputs = reader.windows.inputs(first_window, end_window)

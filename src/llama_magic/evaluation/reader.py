@@ -119,11 +119,11 @@ class Reader:
         """Most tokens that it computes at once."""
         return min(self.options.n_ubatch, self.options.n_batch)
 
-    def open(self, plan: Plan, lane: int = 0) -> NativeContext:
+    def open(self, plan: Plan, lane: int = 0, lanes: int = 1) -> NativeContext:
         """Make the context of a lane, which gets its share of the threads, or return the one that is there."""
         context = self._contexts.get(lane)
         if context is None:
-            threads = max(1, self.n_threads // plan.lanes)
+            threads = max(1, self.n_threads // lanes)
             size = max(self.n_ubatch, plan.side)
             settings = replace(
                 context_settings(self.options, self.windows.n_ctx * plan.side, threads, n_seq_max=plan.side),
