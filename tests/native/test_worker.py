@@ -34,10 +34,12 @@ from llama_magic.errors import (
     OutOfMemoryError,
 )
 from llama_magic.inference.params import SamplingParams
+from llama_magic.inference.results import Completion, Message
 from llama_magic.models.options import LoadOptions, ModelInfo, ModelSpec
 
 ENDLESS = SamplingParams(max_tokens=-1, ignore_eos=True, seed=1)
 SHORT = SamplingParams(max_tokens=4, seed=1)
+GREEDY = SamplingParams(max_tokens=8, temperature=0.0)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -278,6 +280,24 @@ def test_tokens_and_embeddings(client: EngineClient, spec: ModelSpec) -> None:
     assert near > far
     with pytest.raises(InvalidRequestError):
         client.request(EmbedRequest(spec, ("",)))
+
+
+def test_the_worker_begins_the_next_turn_while_nobody_asks(client: EngineClient, spec: ModelSpec) -> None:
+    def ask(*texts: str) -> Completion:
+        turns = tuple(Message("user" if at % 2 == 0 else "assistant", text) for at, text in enumerate(texts))
+        return client.open(GenerateRequest(spec, GREEDY, messages=turns, conversation="a")).collect()
+
+    def left(completion: Completion) -> int:
+        return completion.timings.prompt_tokens - completion.timings.cached_tokens
+
+    first = ask("Hi, I am Bob.").text
+    at_once = ask("Hi, I am Bob.", first, "Who am I?")
+    ask("Hi, I am Bob.")
+    time.sleep(1)
+    later = ask("Hi, I am Bob.", first, "Who am I?")
+    own = client.request(TokenizeRequest(spec, "Who am I?<|im_end|>\n<|im_start|>assistant\n"))
+    assert left(later) == len(own)
+    assert later.text == at_once.text
 
 
 def test_python_api() -> None:

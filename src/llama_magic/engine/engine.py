@@ -33,12 +33,13 @@ from llama_magic.engine.protocol import (
 )
 from llama_magic.engine.residency import LoadPlan, check, devices_used, plan_load, room
 from llama_magic.engine.saving import restore_state, save_state
-from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError
+from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError, LlamaMagicError
 from llama_magic.inference.distribution import NextToken
 from llama_magic.inference.loop import Emit, Generation
 from llama_magic.inference.next_token import next_token
 from llama_magic.inference.pacing import Pacer
-from llama_magic.inference.results import Completion, Receipt
+from llama_magic.inference.prefill import begin_next_turn
+from llama_magic.inference.results import Completion, Message, Receipt
 from llama_magic.inference.runtime import ModelRuntime
 from llama_magic.inference.saved import SavedHeader
 from llama_magic.models.gguf import ModelMetadata, read_metadata
@@ -77,6 +78,7 @@ class Engine:
         self._loaded: OrderedDict[tuple[str, LoadOptions], _Loaded] = OrderedDict()
         self._cancel = threading.Event()
         self._active: ModelRuntime | None = None
+        self._answered: tuple[ModelRuntime, str, tuple[Message, ...]] | None = None
         self.log = LogCapture(lambda level, text: self.emit(Log(level, text)))
         self.log.install()
         self._handlers: dict[type[Any], Callable[[Any], Any]] = {
@@ -127,7 +129,7 @@ class Engine:
         for loaded in self._loaded.values():
             loaded.runtime.close()
         self._loaded.clear()
-        self._active = None
+        self._active = self._answered = None
 
     # -- loading ---------------------------------------------------------------------------
 
@@ -148,7 +150,7 @@ class Engine:
     def _drop(self, key: tuple[str, LoadOptions]) -> None:
         runtime = self._loaded.pop(key).runtime
         if self._active is runtime:
-            self._active = None
+            self._active = self._answered = None
         runtime.close()
 
     def _get(self, spec: ModelSpec, *, force: bool) -> tuple[_Loaded, float]:
@@ -281,8 +283,25 @@ class Engine:
         completion, template = generation.run(request.prompt, request.messages, request.conversation)
         if load_s:
             completion = replace(completion, timings=replace(completion.timings, load_s=load_s))
+        if request.conversation is not None and request.messages:
+            turns = (*request.messages, Message("assistant", completion.text))
+            self._answered = (loaded.runtime, request.conversation, turns)
         receipt = _receipt(request, completion, loaded, generation.seed, template)
         return replace(completion, receipt=receipt)
+
+    def look_ahead(self) -> None:
+        """Process what the next turn of the conversation that was answered last begins with; `cancel` ends it.
+
+        To be called after `ready`, while nobody waits for anything: who asks next then waits for fewer tokens.
+        """
+        answered, self._answered = self._answered, None
+        if answered is None or answered[0] is not self._active:
+            return
+        runtime, conversation, messages = answered
+        try:
+            begin_next_turn(runtime, conversation, messages, self._cancel.is_set)
+        except LlamaMagicError:
+            runtime.forget(conversation)
 
     def _handle_next_token(self, request: NextTokenRequest) -> NextToken:
         runtime = self._get(request.spec, force=False)[0].runtime

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_magic.engine.job_engine import JobEngine
 from llama_magic.engine.jobs import RUNNERS
-from llama_magic.engine.protocol import Cancel, Error, Event, Request, Result, pack_events
+from llama_magic.engine.protocol import Cancel, Error, Event, Log, Request, Result, pack_events
 from llama_magic.errors import GenerationInterrupted, LlamaMagicError, OutOfMemoryError
 from llama_magic.inference.pacing import Source, Take
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from llama_magic.engine.engine import Engine
 
 __all__ = ["serve"]
+
+#: Seconds without a request after which the next turn's beginning is processed: cells that run in a row ask sooner.
+_PAUSE_S = 0.05
 
 #: Seconds between two looks at whether the kernel still lives.
 _WATCH_S = 0.5
@@ -37,12 +40,13 @@ class _Host:
         self._current = -1
         self._cancelled: set[int] = set()
         self._engine: Engine | JobEngine | None = None
+        self._looking_ahead = False
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="llama-magic-reader", daemon=True).start()
         threading.Thread(target=self._write, name="llama-magic-writer", daemon=True).start()
         while True:
-            number, request = self._requests.get()
+            number, request = self._next()
             with self._state_lock:
                 self._current = number
             end = self._answer(number, request)
@@ -50,6 +54,29 @@ class _Host:
                 self._current = -1
                 self._cancelled.discard(number)
             self._outbox.put((number, end))
+
+    def _next(self) -> tuple[int, Request]:
+        """Wait for the next request, and process meanwhile what it may begin with."""
+        if self._engine is not None and not isinstance(self._engine, JobEngine):
+            try:
+                return self._requests.get(timeout=_PAUSE_S)
+            except queue.Empty:
+                self._look_ahead(self._engine)
+        return self._requests.get()
+
+    def _look_ahead(self, engine: Engine) -> None:
+        """Let the engine work ahead until a request comes."""
+        with self._state_lock:
+            if not self._requests.empty():
+                return
+            engine.ready()
+            self._looking_ahead = True
+        try:
+            engine.look_ahead()
+        except Exception:  # noqa: BLE001 - a bug, and nobody waits for it: the log keeps it
+            self._emit(Log("error", traceback.format_exc()))
+        with self._state_lock:
+            self._looking_ahead = False
 
     def _engine_for(self, request: Request) -> Engine | JobEngine:
         """Return what answers a request. A job that is all a worker does needs none of what models need."""
@@ -122,8 +149,15 @@ class _Host:
                     self._cancel(message.number)
                 else:
                     self._requests.put((message.number, message.body))
+                    self._hurry()
         except (EOFError, OSError):
             os._exit(0)
+
+    def _hurry(self) -> None:
+        """End what is done ahead: a request has come."""
+        with self._state_lock:
+            if self._looking_ahead and self._engine is not None:
+                self._engine.cancel()
 
     def _cancel(self, number: int) -> None:
         with self._state_lock:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from llama_magic.errors import (
     SavedStateError,
 )
 from llama_magic.inference.cache import ConversationCache, Slot
-from llama_magic.inference.results import Message
+from llama_magic.inference.prefill import TAIL, goes_ahead, prefill
 from llama_magic.inference.runtime import ModelRuntime
 from llama_magic.inference.saved import (
     Part,
@@ -35,7 +35,7 @@ from llama_magic.inference.saved import (
     write_saved,
 )
 from llama_magic.models.options import CACHE_TYPES, FLASH_ATTENTION, LoadOptions, ModelInfo
-from llama_magic.native import Aborted, NoSlot, library_info, state_version
+from llama_magic.native import library_info, state_version
 from llama_magic.units import format_bytes
 
 __all__ = ["restore_state", "save_state"]
@@ -46,9 +46,6 @@ _NEUTRAL = frozenset(
     "backend use_mmap use_mlock direct_io lazy_mode override_tensor cpu_moe n_cpu_moe n_cpu_ffn tensor_split main_gpu "
     "offload_kqv op_offload check_tensors repack no_host numa memory_budget".split()
 )
-
-#: So many tokens may follow what the cache holds after an answer: the end of the turn, and what begins the next.
-_TAIL = 32
 
 #: Bytes to leave free on the disk.
 _SPARE = 1 << 20
@@ -178,41 +175,27 @@ def _file_sha256(path: str) -> str:
 
 def _fill(runtime: ModelRuntime, request: SaveStateRequest, emit: Emit, cancel: Cancelled) -> Slot:
     """Have the cache hold the conversation; what it holds already is not processed again."""
-    tokens = _common_beginning(runtime, request.messages)
+    tokens = runtime.prompts.beginning(request.messages)
     if len(tokens) >= runtime.n_ctx:
         raise ContextFullError(len(tokens), runtime.n_ctx, runtime.model.n_ctx_train)
     cache, key = runtime.chat(), request.conversation
     kept, left = cache.held(key, tokens)
     slot = cache.slots.get(key)
-    if slot is not None and slot.tokens and kept == len(slot.tokens) and left <= _TAIL:
+    if slot is not None and slot.tokens and kept == len(slot.tokens) and left <= TAIL and not goes_ahead(runtime.model):
         return slot
     plan = cache.plan(key, tokens)
-    context, at = cache.context, plan.keep
-    slot = plan.slot
-    while at < len(plan.tokens):
-        if cancel():
-            raise GenerationInterrupted
-        emit(Progress("prompt", (at - plan.keep) / (len(plan.tokens) - plan.keep)))
-        part = plan.tokens[at : at + context.n_ubatch]
-        try:
-            context.prefill(part, at, slot.seq, logits=False)
-        except Aborted:
-            del slot.tokens[context.last_position(slot.seq) + 1 :]
-            raise GenerationInterrupted from None
-        except NoSlot:
-            if cache.evict(key):
-                continue
-            raise ContextFullError(len(tokens), runtime.n_ctx, runtime.model.n_ctx_train) from None
-        slot.tokens.extend(part)
-        at += len(part)
-    return slot
-
-
-def _common_beginning(runtime: ModelRuntime, messages: Sequence[Message]) -> list[int]:
-    """Return the tokens that any next turn begins with: templates may treat earlier answers otherwise than the last."""
-    one, other = (runtime.prompts.chat((*messages, Message("user", text))).tokens for text in ("0", "1"))
-    count = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
-    return list(one[:count])
+    done = prefill(
+        runtime,
+        cache.context,
+        plan,
+        cancel,
+        make_room=lambda: cache.evict(key),
+        progress=lambda fraction: emit(Progress("prompt", fraction)),
+        logits=False,
+    )
+    if not done:
+        raise GenerationInterrupted
+    return plan.slot
 
 
 def _check_disk(folder: Path, size: int) -> None:

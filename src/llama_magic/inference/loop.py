@@ -13,6 +13,7 @@ from llama_magic.inference.chain import bias_of, build_sampler, grammar_of, prom
 from llama_magic.inference.logprobs import token_logprob
 from llama_magic.inference.pacing import Pace, Pacer
 from llama_magic.inference.params import SamplingParams
+from llama_magic.inference.prefill import prefill
 from llama_magic.inference.prompt import Prompt
 from llama_magic.inference.results import Chunk, Completion, Message, Sample, Timings, TokenLogprob
 from llama_magic.inference.runtime import ModelRuntime
@@ -184,26 +185,9 @@ class Generation:
 
     def _prefill(self, context: NativeContext, plan: Plan, make_room: Callable[[], bool] | None) -> bool:
         """Process what the cache does not hold; False when cancelled."""
-        slot, tokens, at = plan.slot, plan.tokens, plan.keep
-        todo = len(tokens) - at
-        while at < len(tokens):
-            if self._cancelled():
-                return False
-            if todo > context.n_ubatch:
-                self._emit.progress((at - plan.keep) / todo)
-            part = tokens[at : at + context.n_ubatch]
-            try:
-                context.prefill(part, at, slot.seq, logits=at + len(part) == len(tokens))
-            except Aborted:
-                del slot.tokens[context.last_position(slot.seq) + 1 :]
-                return False
-            except NoSlot:
-                if make_room is not None and make_room():
-                    continue
-                raise ContextFullError(len(tokens), self._runtime.n_ctx, self._model.n_ctx_train) from None
-            slot.tokens.extend(part)
-            at += len(part)
-        return True
+        long = len(plan.tokens) - plan.keep > context.n_ubatch
+        report = self._emit.progress if long else None
+        return prefill(self._runtime, context, plan, self._cancelled, make_room=make_room, progress=report)
 
     def _begin(self, plan: Plan, tracks: list[_Track]) -> None:
         window = prompt_window(self._params, self._runtime.n_ctx)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from llama_magic.errors import ContextFullError, GenerationInterrupted, InvalidRequestError
 from llama_magic.inference.cache import Plan
 from llama_magic.inference.distribution import NextToken
+from llama_magic.inference.prefill import prefill
 from llama_magic.inference.results import Candidate
 from llama_magic.inference.runtime import ModelRuntime
-from llama_magic.native import Aborted, NativeContext, NativeModel, NoSlot
+from llama_magic.native import NativeModel
 
 __all__ = ["distribution", "next_token"]
 
@@ -41,42 +42,19 @@ def next_token(
         solo = runtime.solo(1)
         plan = solo.plan(tokens)
         if plan.logits is None:
-            _process(runtime, solo.context, plan, None, cancelled)
+            if not prefill(runtime, solo.context, plan, cancelled):
+                raise GenerationInterrupted
             solo.remember(plan.tokens)
             plan = Plan(plan.slot, plan.tokens, plan.keep, solo.context.logits(-1).copy())
         return distribution(runtime.model, plan.logits, count, len(tokens))
     cache = runtime.chat()
     try:
         plan = cache.plan(_LOOKING, tokens)
-        _process(runtime, cache.context, plan, lambda: cache.evict(_LOOKING), cancelled)
+        if not prefill(runtime, cache.context, plan, cancelled, make_room=lambda: cache.evict(_LOOKING)):
+            raise GenerationInterrupted
         return distribution(runtime.model, cache.context.logits(-1), count, len(tokens))
     finally:
         cache.forget(_LOOKING)
-
-
-def _process(
-    runtime: ModelRuntime,
-    context: NativeContext,
-    plan: Plan,
-    make_room: Callable[[], bool] | None,
-    cancelled: Callable[[], bool],
-) -> None:
-    at = plan.keep
-    while at < len(plan.tokens):
-        if cancelled():
-            raise GenerationInterrupted
-        part = plan.tokens[at : at + context.n_ubatch]
-        try:
-            context.prefill(part, at, plan.slot.seq, logits=at + len(part) == len(plan.tokens))
-        except Aborted:
-            del plan.slot.tokens[context.last_position(plan.slot.seq) + 1 :]
-            raise GenerationInterrupted from None
-        except NoSlot:
-            if make_room is not None and make_room():
-                continue
-            raise ContextFullError(len(plan.tokens), runtime.n_ctx, runtime.model.n_ctx_train) from None
-        plan.slot.tokens.extend(part)
-        at += len(part)
 
 
 def distribution(model: NativeModel, logits: npt.NDArray[np.float32], count: int, n_prompt: int) -> NextToken:

@@ -58,6 +58,15 @@ class PromptBuilder:
         rendered = self._template.render(marked)
         return Prompt(tuple(self._tokenize(rendered, literals)), "chat")
 
+    def beginning(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens that any next turn begins with.
+
+        They are found by rendering two turns: templates may treat earlier answers otherwise than the last.
+        """
+        one, other = (self.chat((*messages, Message("user", text))).tokens for text in ("0", "1"))
+        count = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
+        return list(one[:count])
+
     def _mark(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
         """Replace control-token texts inside contents by marks that no template knows."""
         if self._control is None:
