@@ -6,7 +6,7 @@ from dataclasses import fields
 from operator import attrgetter
 from typing import Any, TypeVar
 
-__all__ = ["by_call"]
+__all__ = ["by_call", "values_of"]
 
 _Class = TypeVar("_Class", bound=type[Any])
 
@@ -24,3 +24,9 @@ def by_call(cls: _Class) -> _Class:
 
     cls.__reduce__ = reduce  # type: ignore[assignment]
     return cls
+
+
+def values_of(made: Any) -> tuple[Any, ...]:
+    """Return the values of an object whose class is `by_call`: its class called with them gives it back."""
+    values: tuple[Any, ...] = made.__reduce__()[1]
+    return values

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from llama_magic.engine.protocol import Cancel, Envelope, Error, Log, Request, Result, unpack_events
+from llama_magic.engine.framing import receiving
+from llama_magic.engine.protocol import Cancel, Chunk, Envelope, Error, Log, Request, Result, unpack_events
 from llama_magic.engine.stream import PendingRequest, WorkerDied
 
 __all__ = ["Channel", "Worker"]
@@ -109,12 +110,11 @@ class Channel:
                 return  # the reader notices too, and tells those who wait
 
     def _read(self) -> None:
-        receive = self.process.connection.recv_bytes
         # A worker that is killed can leave half a message, which unpickles to anything or nothing.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), receiving(self.process.connection) as receive:
             while True:
                 for number, event in unpack_events(receive()):
-                    if isinstance(event, Log):
+                    if type(event) is not Chunk and isinstance(event, Log):
                         self._log.append(event.text)
                     else:
                         self._deliver(number, event)
@@ -130,7 +130,7 @@ class Channel:
         current = self._current
         if current is None or current.number != number:
             return
-        over = isinstance(event, (Result, Error))
+        over = type(event) is not Chunk and isinstance(event, (Result, Error))
         if over:
             with self._lock:
                 self._current = None

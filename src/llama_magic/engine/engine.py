@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 from llama_magic._version import __version__
 from llama_magic.backends.host import default_threads
+from llama_magic.engine.flag import Flag
 from llama_magic.engine.hashing import FileHash
 from llama_magic.engine.jobs import runner_of
 from llama_magic.engine.protocol import (
@@ -76,7 +76,7 @@ class Engine:
         self.emit = emit
         self._pacer = pacer
         self._loaded: OrderedDict[tuple[str, LoadOptions], _Loaded] = OrderedDict()
-        self._cancel = threading.Event()
+        self._cancel = Flag()
         self._active: ModelRuntime | None = None
         self._answered: tuple[ModelRuntime, str, tuple[Message, ...]] | None = None
         self.log = LogCapture(lambda level, text: self.emit(Log(level, text)))

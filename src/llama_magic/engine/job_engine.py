@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Callable
 from typing import Any
 
+from llama_magic.engine.flag import Flag
 from llama_magic.engine.jobs import RUNNERS, runner_of
 from llama_magic.engine.protocol import Event, Log, Request
 from llama_magic.errors import EngineProtocolError
@@ -36,7 +36,7 @@ class JobEngine:
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
-        self._cancel = threading.Event()
+        self._cancel = Flag()
         self._log = LogCapture(lambda level, text: self._emit(Log(level, text)))
         self._log.install()
 

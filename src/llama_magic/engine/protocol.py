@@ -7,15 +7,17 @@ plain values, and pickles. Nothing here imports numpy or llama_cpp.
 
 from __future__ import annotations
 
+import contextlib
+import marshal
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from llama_magic.inference.params import SamplingParams
-from llama_magic.inference.results import Chunk, Message
+from llama_magic.inference.results import Chunk, Completion, Message, Receipt, Sample, Timings
 from llama_magic.models.options import ModelSpec
-from llama_magic.pickling import by_call
+from llama_magic.pickling import by_call, values_of
 from llama_magic.progress import Progress
 
 __all__ = [
@@ -42,6 +44,11 @@ __all__ = [
     "pack_events",
     "unpack_events",
 ]
+
+
+#: Marshal's layout without references, how pickled data begins, and the length of a chunk with its request's number.
+_MARSHAL, _PICKLE, _CHUNK = 2, b"\x80", 2
+_new: Any = tuple.__new__
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,24 +254,47 @@ class Envelope:
 def pack_events(events: Sequence[tuple[int, Event]]) -> bytes:
     """Return events, each with the number of its request, as bytes.
 
-    A chunk is a bare tuple in them. Looking up its classes takes longer than all the rest of reading it: the weights of
-    a model pass through the processor's caches between two chunks, and leave nothing there.
+    What a generation yields is bare tuples in them, for marshal. Pickle looks up classes, which takes longer than all
+    the rest: the weights of a model pass through the processor's caches between two chunks, and leave nothing there.
     """
-    return pickle.dumps([_bare(number, event) for number, event in events], pickle.HIGHEST_PROTOCOL)
+    bare = [(number, *values) for number, event in events if (values := _bare(event)) is not None]
+    if len(bare) == len(events):
+        with contextlib.suppress(ValueError):  # a value that marshal does not take
+            return marshal.dumps(bare, _MARSHAL)
+    return pickle.dumps([Envelope(number, event) for number, event in events], pickle.HIGHEST_PROTOCOL)
 
 
-def _bare(number: int, event: Event) -> object:
-    if type(event) is Chunk and not event.logprobs:
-        return number, event.text, event.tokens, event.index
-    return Envelope(number, event)
+def _bare(event: Event) -> tuple[Any, ...] | None:
+    """Return the plain values of a chunk, or of a completion of one sample; None for anything else."""
+    if type(event) is Chunk:
+        return None if event.logprobs else (tuple(event),)
+    if type(event) is not Result or type(event.value) is not Completion:
+        return None
+    made = event.value
+    if made.logprobs or made.parsed is not None or made.receipt is None or len(made.samples) != 1:
+        return None
+    return made.text, made.tokens, made.finish_reason, values_of(made.timings), values_of(made.receipt), made.notes
 
 
 def unpack_events(data: bytes) -> list[tuple[int, Any]]:
     """Return what `pack_events` packed: numbers and events."""
-    messages: list[Any] = pickle.loads(data)  # noqa: S301 - from our own worker
-    return [
-        (message[0], Chunk(message[1], message[2], (), message[3]))
-        if type(message) is tuple
-        else (message.number, message.body)
-        for message in messages
-    ]
+    if data[:1] == _PICKLE:
+        return [(message.number, message.body) for message in pickle.loads(data)]  # noqa: S301 - from our own worker
+    events: list[tuple[int, Any]] = []
+    for values in marshal.loads(data):  # noqa: S302 - from our own worker
+        number = values[0]
+        # A function of its own, a comprehension, `Chunk(…)`: each would cost some microseconds here.
+        events.append((number, _new(Chunk, values[1])) if len(values) == _CHUNK else (number, _completed(*values[1:])))
+    return events
+
+
+def _completed(
+    text: str,
+    tokens: tuple[int, ...],
+    finish: str,
+    timings: tuple[Any, ...],
+    receipt: tuple[Any, ...],
+    notes: tuple[str, ...],
+) -> Result:
+    samples = (Sample(text, tokens, finish),)
+    return Result(Completion(text, tokens, finish, Timings(*timings), Receipt(*receipt), None, (), samples, notes))

@@ -88,14 +88,18 @@ class PendingRequest:
         KeyboardInterrupt
             The work was stopped, see `Stopper`.
         """
+        wait = _SLICE_S
         while True:
-            wait = _SLICE_S if deadline is None else min(_SLICE_S, deadline - time.monotonic())
+            if deadline is not None:
+                wait = max(0.0, min(_SLICE_S, deadline - time.monotonic()))
             try:
-                event = self.events.get(timeout=max(0.0, wait))
+                event = self.events.get(True, wait)
             except queue.Empty:
                 if deadline is not None and time.monotonic() >= deadline:
                     return None
                 continue
+            if type(event) is Chunk:  # the most frequent one, and what comes before it costs it time
+                return event
             if isinstance(event, WorkerDied):
                 raise self._client.crashed(self)
             if isinstance(event, _Wake):

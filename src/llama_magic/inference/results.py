@@ -35,9 +35,7 @@ class TokenLogprob(NamedTuple):
     top: tuple[Candidate, ...]
 
 
-@by_call
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """What has gathered since the last chunk: one token or more.
 
     Attributes
@@ -55,7 +53,7 @@ class Chunk:
     text: str
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    index: int = 0
+    index: int = 0  # type: ignore[assignment] # a tuple has a method of that name, which nobody misses here
 
 
 @by_call
