@@ -36,7 +36,7 @@ def generate(
     params = SamplingParams.from_keywords(**{"max_tokens": 24, "seed": 1, **sampling})
     sent: list[Chunk] = [] if chunks is None else chunks
     emit = Emit(sent.append, lambda _fraction: None)
-    return Generation(runtime, params, emit, lambda: False).run(prompt, messages, conversation)[0]
+    return Generation(runtime, params, emit, lambda: False).run(prompt, messages, conversation)
 
 
 def test_greedy_text_is_llama_cpp_pythons(runtime: ModelRuntime, smollm2_path: Path) -> None:

@@ -39,7 +39,7 @@ from llama_magic.inference.loop import Emit, Generation
 from llama_magic.inference.next_token import next_token
 from llama_magic.inference.pacing import Pacer
 from llama_magic.inference.prefill import begin_next_turn
-from llama_magic.inference.results import Completion, Message, Receipt
+from llama_magic.inference.results import Completion, Message, Receipt, Timings
 from llama_magic.inference.runtime import ModelRuntime
 from llama_magic.inference.saved import SavedHeader
 from llama_magic.models.gguf import ModelMetadata, read_metadata
@@ -279,15 +279,13 @@ class Engine:
     def _handle_generate(self, request: GenerateRequest) -> Completion:
         loaded, load_s = self._get(request.spec, force=request.force)
         emit = Emit(self._emit_chunk, lambda fraction: self.emit(Progress("prompt", fraction)), self._pacer)
-        generation = Generation(loaded.runtime, request.params, emit, self._cancel.is_set)
-        completion, template = generation.run(request.prompt, request.messages, request.conversation)
-        if load_s:
-            completion = replace(completion, timings=replace(completion.timings, load_s=load_s))
+        generation = Generation(loaded.runtime, request.params, emit, self._cancel.is_set, load_s)
+        receipt = _receipt_maker(request, loaded, generation.seed)
+        completion = generation.run(request.prompt, request.messages, request.conversation, receipt)
         if request.conversation is not None and request.messages:
             turns = (*request.messages, Message("assistant", completion.text))
             self._answered = (loaded.runtime, request.conversation, turns)
-        receipt = _receipt(request, completion, loaded, generation.seed, template)
-        return replace(completion, receipt=receipt)
+        return completion
 
     def look_ahead(self) -> None:
         """Process what the next turn of the conversation that was answered last begins with; `cancel` ends it.
@@ -350,33 +348,29 @@ class Engine:
         return restore_state(request, loaded.runtime, loaded.hash, self.emit, self._cancel.is_set)
 
 
-def _receipt(request: GenerateRequest, completion: Completion, loaded: _Loaded, seed: int, template: str) -> Receipt:
-    info, timings = loaded.info, completion.timings
-    return Receipt(
-        model=request.spec.ref,
-        path=request.spec.path,
-        sha256=loaded.hash.value(),
-        ftype=info.ftype,
-        params={**request.params.to_dict(), "seed": seed},
-        options=request.spec.options.to_dict(),
-        devices=info.devices,
-        n_threads=info.n_threads,
-        n_ctx=info.n_ctx,
-        timings={
-            "prompt_tokens": timings.prompt_tokens,
-            "cached_tokens": timings.cached_tokens,
-            "prompt_s": timings.prompt_s,
-            "prompt_tps": timings.prompt_tps,
-            "generated_tokens": timings.generated_tokens,
-            "generation_s": timings.generation_s,
-            "generation_tps": timings.generation_tps,
-            "time_to_first_token_s": timings.time_to_first_token_s,
-            "load_s": timings.load_s,
-        },
-        llama_cpp_commit=info.llama_cpp_commit,
-        llama_cpp_python=info.llama_cpp_python,
-        llama_magic=__version__,
-        llama_cli="",
-        template=template,
-        place=info.place,
-    )
+def _receipt_maker(request: GenerateRequest, loaded: _Loaded, seed: int) -> Callable[[Timings, str], Receipt]:
+    """Return what makes the receipt at the end; what is known before is got ready now, while nobody waits for it."""
+    info = loaded.info
+    params, options = {**request.params.to_dict(), "seed": seed}, request.spec.options.to_dict()
+
+    def make(timings: Timings, template: str) -> Receipt:
+        return Receipt(
+            model=request.spec.ref,
+            path=request.spec.path,
+            sha256=loaded.hash.value(),
+            ftype=info.ftype,
+            params=params,
+            options=options,
+            devices=info.devices,
+            n_threads=info.n_threads,
+            n_ctx=info.n_ctx,
+            timings=timings.to_dict(),
+            llama_cpp_commit=info.llama_cpp_commit,
+            llama_cpp_python=info.llama_cpp_python,
+            llama_magic=__version__,
+            llama_cli="",
+            template=template,
+            place=info.place,
+        )
+
+    return make

@@ -11,12 +11,12 @@ import contextlib
 import marshal
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-from llama_magic.inference.params import SamplingParams
-from llama_magic.inference.results import Chunk, Completion, Message, Receipt, Sample, Timings
-from llama_magic.models.options import ModelSpec
+from llama_magic.inference.params import PARAM_NAMES, SamplingParams
+from llama_magic.inference.results import TIMING_NAMES, Chunk, Completion, Message, Receipt, Sample, Timings
+from llama_magic.models.options import OPTION_NAMES, ModelSpec
 from llama_magic.pickling import by_call, values_of
 from llama_magic.progress import Progress
 
@@ -49,6 +49,12 @@ __all__ = [
 #: Marshal's layout without references, how pickled data begins, and the length of a chunk with its request's number.
 _MARSHAL, _PICKLE, _CHUNK = 2, b"\x80", 2
 _new: Any = tuple.__new__
+
+#: The dicts of a receipt, by the place of their field, and the keys that they usually have: then these stay here.
+_NAMED = tuple(
+    ([each.name for each in fields(Receipt)].index(name), names)
+    for name, names in (("params", PARAM_NAMES), ("options", OPTION_NAMES), ("timings", TIMING_NAMES))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +279,11 @@ def _bare(event: Event) -> tuple[Any, ...] | None:
     made = event.value
     if made.logprobs or made.parsed is not None or made.receipt is None or len(made.samples) != 1:
         return None
-    return made.text, made.tokens, made.finish_reason, values_of(made.timings), values_of(made.receipt), made.notes
+    receipt = list(values_of(made.receipt))
+    for at, names in _NAMED:
+        if tuple(receipt[at]) == names:
+            receipt[at] = tuple(receipt[at].values())
+    return made.text, made.tokens, made.finish_reason, values_of(made.timings), receipt, made.notes
 
 
 def unpack_events(data: bytes) -> list[tuple[int, Any]]:
@@ -293,8 +303,11 @@ def _completed(
     tokens: tuple[int, ...],
     finish: str,
     timings: tuple[Any, ...],
-    receipt: tuple[Any, ...],
+    receipt: list[Any],
     notes: tuple[str, ...],
 ) -> Result:
+    for at, names in _NAMED:
+        if type(receipt[at]) is tuple:
+            receipt[at] = dict(zip(names, receipt[at], strict=True))
     samples = (Sample(text, tokens, finish),)
     return Result(Completion(text, tokens, finish, Timings(*timings), Receipt(*receipt), None, (), samples, notes))

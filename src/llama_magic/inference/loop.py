@@ -15,7 +15,7 @@ from llama_magic.inference.pacing import Pace, Pacer
 from llama_magic.inference.params import SamplingParams
 from llama_magic.inference.prefill import prefill
 from llama_magic.inference.prompt import Prompt
-from llama_magic.inference.results import Chunk, Completion, Message, Sample, Timings, TokenLogprob
+from llama_magic.inference.results import Chunk, Completion, Message, Receipt, Sample, Timings, TokenLogprob
 from llama_magic.inference.runtime import ModelRuntime
 from llama_magic.inference.text import TextAssembler
 from llama_magic.native import Aborted, NativeContext, NoSlot, Sampler, check
@@ -78,16 +78,24 @@ class Generation:
         Where chunks go.
     cancelled
         Asked before every token; True ends the generation with what there is.
+    load_s
+        Seconds that loading took, for the timings.
     """
 
     def __init__(
-        self, runtime: ModelRuntime, params: SamplingParams, emit: Emit, cancelled: Callable[[], bool]
+        self,
+        runtime: ModelRuntime,
+        params: SamplingParams,
+        emit: Emit,
+        cancelled: Callable[[], bool],
+        load_s: float = 0.0,
     ) -> None:
         self._runtime = runtime
         self._model = runtime.model
         self._params = params
         self._emit = emit
         self._cancelled = cancelled
+        self._load_s = load_s
         self._seed = params.seed if params.seed is not None else draw_seed()
         self._started = time.perf_counter()
         self._prompt_s = self._first_s = self._prompt_end = 0.0
@@ -98,8 +106,21 @@ class Generation:
         """The seed in use."""
         return self._seed
 
-    def run(self, prompt: str | None, messages: Sequence[Message], conversation: str | None) -> tuple[Completion, str]:
-        """Generate; return the completion and how the prompt was made ("chat" or "completion").
+    def run(
+        self,
+        prompt: str | None,
+        messages: Sequence[Message],
+        conversation: str | None,
+        receipt: Callable[[Timings, str], Receipt | None] = lambda _timings, _template: None,
+    ) -> Completion:
+        """Generate.
+
+        Parameters
+        ----------
+        prompt, messages, conversation
+            As in `GenerateRequest`.
+        receipt
+            Makes the receipt of the timings and of how the prompt was made ("chat" or "completion").
 
         Raises
         ------
@@ -124,7 +145,7 @@ class Generation:
             if self._emit.pacer is not None:
                 self._emit.pacer.stop()
             self._runtime.close_later(track.sampler for track in tracks)
-        return self._completion(made, plan, tracks), made.template
+        return self._completion(made, plan, tracks, receipt)
 
     def _tracks(self) -> list[_Track]:
         params, runtime = self._params, self._runtime
@@ -411,7 +432,9 @@ class Generation:
 
     # -- the end ---------------------------------------------------------------------------
 
-    def _completion(self, made: Prompt, plan: Plan, tracks: list[_Track]) -> Completion:
+    def _completion(
+        self, made: Prompt, plan: Plan, tracks: list[_Track], receipt: Callable[[Timings, str], Receipt | None]
+    ) -> Completion:
         now = time.perf_counter()
         samples = tuple(
             Sample(track.text.text, tuple(track.tokens), track.finish, tuple(track.logprobs)) for track in tracks
@@ -424,12 +447,14 @@ class Generation:
             generated_tokens=sum(len(sample.tokens) for sample in samples),
             generation_s=now - self._prompt_end,
             time_to_first_token_s=self._first_s,
+            load_s=self._load_s,
         )
         return Completion(
             text=first.text,
             tokens=first.tokens,
             finish_reason=first.finish_reason,
             timings=timings,
+            receipt=receipt(timings, made.template),
             logprobs=first.logprobs,
             samples=samples,
             notes=made.notes,

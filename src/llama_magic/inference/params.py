@@ -165,7 +165,7 @@ class SamplingParams:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parameters as a plain dict."""
-        return {name: getattr(self, name) for name in _NAMES}  # the values are plain already
+        return {name: getattr(self, name) for name in PARAM_NAMES}  # the values are plain already
 
     def changed(self) -> dict[str, Any]:
         """Return only what differs from the defaults."""
@@ -175,7 +175,8 @@ class SamplingParams:
         }
 
 
-_NAMES = tuple(each.name for each in fields(SamplingParams))
+#: The keys of `SamplingParams.to_dict`, in its order.
+PARAM_NAMES = tuple(each.name for each in fields(SamplingParams))
 
 #: name: (least, most, what to say)
 _RANGES: dict[str, tuple[float, float, str]] = {

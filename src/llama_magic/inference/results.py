@@ -97,6 +97,17 @@ class Timings:
         """Generated tokens per second."""
         return self.generated_tokens / self.generation_s if self.generation_s > 0 else 0.0
 
+    def to_dict(self) -> dict[str, float]:
+        """Return counts, seconds and the two rates as a plain dict."""
+        return {name: getattr(self, name) for name in TIMING_NAMES}
+
+
+#: The keys of `Timings.to_dict`, in its order.
+TIMING_NAMES = (
+    "prompt_tokens", "cached_tokens", "prompt_s", "prompt_tps", "generated_tokens", "generation_s", "generation_tps",
+    "time_to_first_token_s", "load_s",
+)  # fmt: skip
+
 
 @by_call
 @dataclass(frozen=True, slots=True)

@@ -192,10 +192,11 @@ class LoadOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a plain dict."""
-        return {name: getattr(self, name) for name in _NAMES}  # the values are plain already
+        return {name: getattr(self, name) for name in OPTION_NAMES}  # the values are plain already
 
 
-_NAMES = tuple(each.name for each in fields(LoadOptions))
+#: The keys of `LoadOptions.to_dict`, in its order.
+OPTION_NAMES = tuple(each.name for each in fields(LoadOptions))
 
 
 def _words(value: Any) -> tuple[Any, ...]:
