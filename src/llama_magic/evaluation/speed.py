@@ -96,7 +96,7 @@ class SpeedLane:
         if self.test.n_prompt:
             self._prompt(self.test.n_prompt, 0)
         if self.test.n_gen:
-            self._generate(1, self.test.n_prompt)
+            self._generate(1)
         return time.perf_counter_ns() - start
 
     def repeat(self) -> int:
@@ -116,7 +116,7 @@ class SpeedLane:
         if test.n_prompt:
             self._prompt(test.n_prompt, test.n_depth)
         if test.n_gen:
-            self._generate(test.n_gen, test.n_depth + test.n_prompt)
+            self._generate(test.n_gen)
         return time.perf_counter_ns() - start
 
     def _fill(self) -> None:
@@ -140,14 +140,14 @@ class SpeedLane:
             context.prefill(piece, start + done, 0, logits=True)
         context.synchronize()
 
-    def _generate(self, count: int, start: int) -> None:
+    def _generate(self, count: int) -> None:
         context = self.context
-        decode, handle, batch, token, position = context.single(0)
+        decode, handle, batch, token = context.single(0)
         tokens = self._draw(count)
         if self._model.add_bos:
             tokens[0] = self._model.bos
-        for number, drawn in enumerate(tokens):
-            token.value, position.value = drawn, start + number
+        for drawn in tokens:
+            token.value = drawn
             code = decode(handle, batch)
             if code:
                 check(code)

@@ -310,29 +310,29 @@ class Generation:
         nothing is touched that need not be.
         """
         cancelled, sample, append = self._cancelled, track.sampler.sample, track.tokens.append
-        decode, handle, batch, token_cell, position_cell = context.single(plan.slot.seq)
+        decode, handle, batch, cell = context.single(plan.slot.seq)
         eog = frozenset[int]() if self._params.ignore_eos else self._model.eog
-        start, done, first, token = len(plan.slot.tokens), 0, len(track.tokens) - 1, track.tokens[-1]
-        room = min(track.limit - len(track.tokens), self._runtime.n_ctx - start)
+        held, first, token = plan.slot.tokens, len(track.tokens) - 1, track.tokens[-1]
+        room = min(track.limit - len(track.tokens), self._runtime.n_ctx - len(held))
         try:
-            while done < room and not cancelled():
-                token_cell.value = token
-                position_cell.value = start + done
-                if code := decode(handle, batch):
+            for _ in range(room):
+                if cancelled():
+                    track.finish = "interrupted"
+                    return
+                cell.value = token
+                while code := decode(handle, batch):
                     if not self._may_retry(code, track, cache, key):
                         return
-                    continue
-                done += 1
                 token = sample(context, 0)
                 if token in eog:
                     track.finish = "stop"
                     return
                 append(token)
-            full = "length" if len(track.tokens) >= track.limit else "context"
-            track.finish = full if done >= room else "interrupted"
+            track.finish = "length" if len(track.tokens) >= track.limit else "context"
         finally:
             pacer.stop()
-            plan.slot.tokens.extend(track.tokens[first : first + done])
+            # All tokens but the last were processed, and that one too where another followed it that is no text.
+            held.extend(track.tokens[first : len(track.tokens) - (track.finish != "stop")])
 
     @staticmethod
     def _may_retry(code: int, track: _Track, cache: ConversationCache | None, key: str) -> bool:

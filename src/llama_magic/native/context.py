@@ -181,13 +181,13 @@ class NativeContext:
         if code:
             check(code)
 
-    def single(self, seq: int) -> tuple[Callable[[Any, Any], int], Any, Any, ctypes.c_int32, ctypes.c_int32]:
-        """Return what a loop needs to process one token of a sequence at a time without a call of ours between.
+    def single(self, seq: int) -> tuple[Callable[[Any, Any], int], Any, Any, ctypes.c_int32]:
+        """Return what a loop needs to add one token to a sequence at a time without a call of ours between.
 
-        That is llama.cpp's function and its two arguments, then the cells to put the token and its position into
-        before each call. `check` raises what a code other than 0 means.
+        That is llama.cpp's function and its two arguments, then the cell to put the token into before each call: its
+        position is the one after the last. `check` raises what a code other than 0 means.
         """
-        return self._llama_decode, self.handle, *self._one.cells(seq)
+        return self._llama_decode, self.handle, *self._one.next_of(seq)
 
     def _decode(self, batch: Any) -> None:
         code = self._llama_decode(self.handle, batch)
@@ -371,19 +371,22 @@ class _OneToken:
         self._token, self._position, self._seq = ctypes.c_int32(), ctypes.c_int32(), ctypes.c_int32()
         self._count, self._logits = ctypes.c_int32(1), ctypes.c_int8(1)
         self._seqs = ctypes.pointer(self._seq)
-        self._struct = lib.llama_batch(
-            n_tokens=1,
-            token=ctypes.pointer(self._token),
-            embd=None,
-            pos=ctypes.pointer(self._position),
-            n_seq_id=ctypes.pointer(self._count),
-            seq_id=ctypes.pointer(self._seqs),
-            logits=ctypes.pointer(self._logits),
+        self._struct, self._next = (
+            lib.llama_batch(
+                n_tokens=1,
+                token=ctypes.pointer(self._token),
+                embd=None,
+                pos=position,
+                n_seq_id=ctypes.pointer(self._count),
+                seq_id=ctypes.pointer(self._seqs),
+                logits=ctypes.pointer(self._logits),
+            )
+            for position in (ctypes.pointer(self._position), None)  # without one, llama.cpp counts on by itself
         )
 
-    def cells(self, seq: int) -> tuple[Any, ctypes.c_int32, ctypes.c_int32]:
+    def next_of(self, seq: int) -> tuple[Any, ctypes.c_int32]:
         self._seq.value = seq
-        return self._struct, self._token, self._position
+        return self._next, self._token
 
     def fill(self, token: int, position: int, seq: int) -> Any:
         self._token.value = token
