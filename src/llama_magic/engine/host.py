@@ -11,6 +11,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from llama_magic.engine.framing import sender
 from llama_magic.engine.job_engine import JobEngine
 from llama_magic.engine.jobs import RUNNERS
 from llama_magic.engine.protocol import Cancel, Error, Event, Log, Request, Result, pack_events
@@ -32,6 +33,7 @@ _WATCH_S = 0.5
 class _Host:
     def __init__(self, connection: Connection, parent: int) -> None:
         self._connection = connection
+        self._send_bytes = sender(connection)
         self._parent = parent
         self._requests: queue.SimpleQueue[tuple[int, Request]] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[tuple[int, Event] | None] = queue.SimpleQueue()
@@ -133,7 +135,7 @@ class _Host:
 
     def _send(self, events: list[tuple[int, Event]]) -> None:
         try:
-            self._connection.send_bytes(pack_events(events))
+            self._send_bytes(pack_events(events))
         except OSError:
             os._exit(0)  # the kernel is gone
 

@@ -142,8 +142,6 @@ class Generation:
             else:
                 plan = self._run_conversation(conversation, made, tracks)
         finally:
-            if self._emit.pacer is not None:
-                self._emit.pacer.stop()
             self._runtime.close_later(track.sampler for track in tracks)
         return self._completion(made, plan, tracks, receipt)
 
@@ -261,7 +259,10 @@ class Generation:
         plain = not (self._params.logprobs or self._params.stop)
         pacer = self._hand_over(track) if plain and not track.finish else None
         if pacer is not None:
-            self._decode_paced(context, plan, track, pacer, cache, key)
+            try:
+                self._decode_paced(context, plan, track, cache, key)
+            finally:
+                pacer.stop()
             self._flush(track, last=True)
             return
         eog = frozenset[int]() if self._params.ignore_eos else self._model.eog
@@ -302,7 +303,7 @@ class Generation:
         self._flush(track, last=True)
 
     def _decode_paced(
-        self, context: NativeContext, plan: Plan, track: _Track, pacer: Pacer, cache: ConversationCache | None, key: str
+        self, context: NativeContext, plan: Plan, track: _Track, cache: ConversationCache | None, key: str
     ) -> None:
         """Do the same where nothing has to be looked at for each token, and the pacer sends the text.
 
@@ -330,7 +331,6 @@ class Generation:
                 append(token)
             track.finish = "length" if len(track.tokens) >= track.limit else "context"
         finally:
-            pacer.stop()
             # All tokens but the last were processed, and that one too where another followed it that is no text.
             held.extend(track.tokens[first : len(track.tokens) - (track.finish != "stop")])
 
