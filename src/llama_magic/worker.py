@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from multiprocessing.connection import Client, Connection
 
 __all__ = ["main"]
 
@@ -15,15 +14,20 @@ def main() -> None:
     parser.add_argument("--fd", type=int, help="inherited file descriptor of the channel (POSIX)")
     parser.add_argument("--address", help="named pipe of the channel (Windows); its key is read from standard input")
     arguments = parser.parse_args()
+    from llama_magic.engine.framing import Wire, wire
+
     if arguments.fd is not None:
-        connection = Connection(arguments.fd)
+        channel = wire(arguments.fd)
     elif arguments.address is not None:
+        from multiprocessing.connection import Client
+
         connection = Client(arguments.address, authkey=sys.stdin.buffer.read(32))
+        channel = Wire(connection.recv_bytes, connection.send_bytes, connection.poll)
     else:
         parser.error("give --fd or --address")
     from llama_magic.engine.host import serve
 
-    serve(connection)
+    serve(channel)
 
 
 if __name__ == "__main__":

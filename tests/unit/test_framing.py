@@ -10,7 +10,7 @@ from multiprocessing import Pipe
 
 import pytest
 
-from llama_magic.engine.framing import _receiver, receiving, sender
+from llama_magic.engine.framing import receiving, wire
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows reads through the connection itself")
 
@@ -23,7 +23,7 @@ def test_what_is_sent_arrives_whole_and_in_order() -> None:
     ours, theirs = Pipe()
 
     def send() -> None:
-        sends = [sender(theirs), theirs.send_bytes]  # either side may be the library's own
+        sends = [wire(theirs.fileno()).send, theirs.send_bytes]  # either side may be the library's own
         for number, message in enumerate(messages):
             sends[number % 2](message)
         theirs.close()
@@ -48,10 +48,26 @@ def test_any_cut(step: int) -> None:
         os.close(writing)
 
     threading.Thread(target=send, daemon=True).start()
-    receive = _receiver(reading)
-    assert [receive() for _ in range(4)] == [b"x", b"hello", b"", b"hello"]
+    end = wire(reading)
+    for message in [b"x", b"hello", b"", b"hello"]:
+        assert end.ready(5)
+        assert end.receive() == message
     with pytest.raises(EOFError):
-        receive()
+        end.receive()
+    os.close(reading)
+
+
+def test_what_was_read_along_is_ready() -> None:
+    reading, writing = os.pipe()
+    end = wire(reading)
+    assert not end.ready(0.01)
+    os.write(writing, b"\0\0\0\1a\0\0\0\1b")
+    assert end.receive() == b"a"
+    assert end.ready(0.0)
+    assert end.receive() == b"b"
+    assert not end.ready(0.01)
+    os.close(writing)
+    assert end.ready(5)  # the end is something to read, too
     os.close(reading)
 
 

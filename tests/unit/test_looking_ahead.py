@@ -9,6 +9,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+from llama_magic.engine.framing import Wire
 from llama_magic.engine.host import _Host
 from llama_magic.engine.protocol import Envelope, Log, Result, StatusRequest, unpack_events
 
@@ -42,8 +43,8 @@ class Engine:
 
 
 class Host(_Host):
-    def __init__(self, connection: Connection, engine: Any) -> None:
-        super().__init__(connection, os.getppid())
+    def __init__(self, wire: Wire, engine: Any) -> None:
+        super().__init__(wire, os.getppid())
         self._engine = engine
 
     def _engine_for(self, _request: object) -> Any:
@@ -53,7 +54,9 @@ class Host(_Host):
 def started(engine: Engine) -> Connection:
     ours, theirs = Pipe()
     OPEN.append(ours)
-    threading.Thread(target=Host(theirs, engine).run, daemon=True).start()
+    OPEN.append(theirs)
+    channel = Wire(theirs.recv_bytes, theirs.send_bytes, theirs.poll)
+    threading.Thread(target=Host(channel, engine).run, daemon=True).start()
     return ours
 
 

@@ -10,13 +10,18 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-
-import psutil
+from typing import Any
 
 __all__ = ["available_memory", "busy_share", "cpu_quota", "default_threads", "memory_limit"]
 
 _ROOT = Path("/sys/fs/cgroup")
 _SELF = Path("/proc/self/cgroup")
+
+
+def _psutil() -> Any:
+    import psutil  # not every worker asks, and this takes a while
+
+    return psutil
 
 
 def _read(path: Path) -> str | None:
@@ -60,7 +65,7 @@ def _usable_cpus() -> int:
         logical = len(os.sched_getaffinity(0))
     except AttributeError:
         logical = os.cpu_count() or 1
-    physical = psutil.cpu_count(logical=False) or logical
+    physical = _psutil().cpu_count(logical=False) or logical
     # Two hardware threads of one core share its arithmetic units; llama.cpp is fastest with one each.
     return max(1, min(logical, physical))
 
@@ -74,7 +79,7 @@ def default_threads(root: Path = _ROOT, own: Path = _SELF) -> int:
 
 def busy_share(seconds: float = 0.3) -> float:
     """Return which part of the machine's processors was busy during some seconds, from 0 to 1; this call only waits."""
-    return float(psutil.cpu_percent(seconds)) / 100
+    return float(_psutil().cpu_percent(seconds)) / 100
 
 
 def memory_limit(root: Path = _ROOT, own: Path = _SELF) -> tuple[int, int] | None:
@@ -103,6 +108,6 @@ def _reclaimable(folder: Path) -> int:
 
 def available_memory(root: Path = _ROOT, own: Path = _SELF) -> int:
     """Return bytes that can still be taken without swapping, within the container's limit."""
-    free = int(psutil.virtual_memory().available)
+    free = int(_psutil().virtual_memory().available)
     limit = memory_limit(root, own)
     return free if limit is None else max(0, min(free, limit[0] - limit[1]))

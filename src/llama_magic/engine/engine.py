@@ -12,7 +12,6 @@ from llama_magic._version import __version__
 from llama_magic.backends.host import default_threads
 from llama_magic.engine.flag import Flag
 from llama_magic.engine.hashing import FileHash
-from llama_magic.engine.jobs import runner_of
 from llama_magic.engine.protocol import (
     Chunk,
     DetokenizeRequest,
@@ -32,6 +31,7 @@ from llama_magic.engine.protocol import (
     UnloadRequest,
 )
 from llama_magic.engine.residency import LoadPlan, check, devices_used, plan_load, room
+from llama_magic.engine.runners import runner_of
 from llama_magic.engine.saving import restore_state, save_state
 from llama_magic.errors import EngineProtocolError, GenerationInterrupted, InvalidRequestError, LlamaMagicError
 from llama_magic.inference.distribution import NextToken

@@ -8,13 +8,12 @@ import queue
 import signal
 import threading
 import traceback
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from llama_magic.engine.framing import sender
+from llama_magic.engine.framing import Wire
 from llama_magic.engine.job_engine import JobEngine
-from llama_magic.engine.jobs import RUNNERS
 from llama_magic.engine.protocol import Cancel, Error, Event, Log, Request, Result, pack_events
+from llama_magic.engine.runners import RUNNERS
 from llama_magic.errors import GenerationInterrupted, LlamaMagicError, OutOfMemoryError
 from llama_magic.inference.pacing import Source, Take
 
@@ -31,9 +30,8 @@ _WATCH_S = 0.5
 
 
 class _Host:
-    def __init__(self, connection: Connection, parent: int) -> None:
-        self._connection = connection
-        self._send_bytes = sender(connection)
+    def __init__(self, wire: Wire, parent: int) -> None:
+        self._wire = wire
         self._parent = parent
         self._requests: queue.SimpleQueue[tuple[int, Request]] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[tuple[int, Event] | None] = queue.SimpleQueue()
@@ -135,7 +133,7 @@ class _Host:
 
     def _send(self, events: list[tuple[int, Event]]) -> None:
         try:
-            self._send_bytes(pack_events(events))
+            self._wire.send(pack_events(events))
         except OSError:
             os._exit(0)  # the kernel is gone
 
@@ -143,10 +141,10 @@ class _Host:
         """Take messages from the kernel; end the process when the kernel ends, however it does."""
         try:
             while True:
-                while not self._connection.poll(_WATCH_S):
+                while not self._wire.ready(_WATCH_S):
                     if os.getppid() != self._parent:
                         os._exit(0)
-                message: Any = self._connection.recv()
+                message: Any = pickle.loads(self._wire.receive())  # noqa: S301 - from our own kernel
                 if isinstance(message, Cancel):
                     self._cancel(message.number)
                 else:
@@ -177,8 +175,8 @@ def _portable(exc: Exception) -> Exception:
     return exc
 
 
-def serve(connection: Connection) -> None:
+def serve(wire: Wire) -> None:
     """Answer requests until the kernel goes away. Never returns."""
     # Jupyter interrupts the whole process group; what to stop is told by `Cancel`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _Host(connection, os.getppid()).run()
+    _Host(wire, os.getppid()).run()

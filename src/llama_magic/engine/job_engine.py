@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llama_magic.engine.flag import Flag
-from llama_magic.engine.jobs import RUNNERS, runner_of
 from llama_magic.engine.protocol import Event, Log, Request
+from llama_magic.engine.runners import RUNNERS, runner_of
 from llama_magic.errors import EngineProtocolError
 from llama_magic.native.log import LogCapture
 from llama_magic.native.tools import WorkerTools

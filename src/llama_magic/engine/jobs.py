@@ -1,13 +1,12 @@
 """Long work in a worker of its own: cancel ends it, and what was half written goes.
 
-A job is a frozen dataclass that names its work in `RUNNERS`. The worker imports the function and
+A job is a frozen dataclass whose work `engine/runners.py` names. The worker imports the function and
 calls it with the request and `WorkerTools`; what it returns is the result.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,34 +19,7 @@ from llama_magic.progress import Report
 if TYPE_CHECKING:  # a worker reads this module, too, and needs no client
     from llama_magic.engine.client import Client
 
-__all__ = ["RUNNERS", "job_client", "run_job", "runner_of", "set_job_client"]
-
-#: The function that does each kind of job, by the name of the request's class. It is imported in the worker only.
-RUNNERS: dict[str, str] = {
-    "PlanRequest": "llama_magic.quantization.plan:run",
-    "QuantizeRequest": "llama_magic.quantization.quantizing:run",
-    "MicroscopeRequest": "llama_magic.quantization.looking:run",
-    "TensorErrorsRequest": "llama_magic.quantization.comparing:run",
-    "ImatrixRequest": "llama_magic.quantization.collecting:run",
-    "DivergeRequest": "llama_magic.evaluation.diverging:run",
-    "EvaluateRequest": "llama_magic.evaluation.evaluating:run",
-    "CheckRequest": "llama_magic.quantization.converting:check",
-    "ConvertRequest": "llama_magic.quantization.converting:run",
-    "FitRequest": "llama_magic.engine.fitting:run",
-    "OpenLaneRequest": "llama_magic.engine.measuring:open_lane",
-    "TimeLaneRequest": "llama_magic.engine.measuring:time_lane",
-    "CloseLanesRequest": "llama_magic.engine.measuring:close_lanes",
-    "CompareRequest": "llama_magic.evaluation.comparing:run",
-    "DownloadRequest": "llama_magic.models.download:run",
-    "SearchRequest": "llama_magic.models.catalogue:run",
-    "HubRequest": "llama_magic.backends.hub_probe:run",
-    "WarmUpRequest": "llama_magic.engine.job_engine:warm_up",
-    "SetUpRequest": "llama_magic.backends.setting_up:run",
-    "BackendsRequest": "llama_magic.backends.looking:run",
-    "BuildRequest": "llama_magic.backends.building:run",
-    "WheelRequest": "llama_magic.backends.wheel:run",
-    "RpcServeRequest": "llama_magic.backends.serving:run",
-}
+__all__ = ["job_client", "run_job", "set_job_client"]
 
 #: Jobs that compute nothing with a model: they get no backends beside those compiled in.
 _PLAIN = {
@@ -62,16 +34,6 @@ def set_job_client(make: Callable[[], Client] | None) -> None:
     """Let jobs run on clients that `make` returns; None: workers again. For tests."""
     global _make_client  # noqa: PLW0603 - the one seam that tests need
     _make_client = make
-
-
-def runner_of(request: object) -> Callable[..., Any] | None:
-    """Return the function that does a job, None where `request` is no job."""
-    place = RUNNERS.get(type(request).__name__)
-    if place is None:
-        return None
-    module, _, name = place.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
 
 
 def job_client(setup: BackendSetup | None = None) -> Client:

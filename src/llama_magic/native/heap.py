@@ -7,8 +7,6 @@ import gc
 import sys
 from pathlib import Path
 
-import psutil
-
 __all__ = ["process_memory", "trim"]
 
 _ROLLUP = Path("/proc/self/smaps_rollup")
@@ -22,6 +20,8 @@ def process_memory() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -68,6 +67,8 @@ def _ggml_string(name: str) -> str:
 @functools.cache
 def library_info() -> LibraryInfo:
     """Return the versions in use."""
+    import importlib.metadata  # 8 ms that a worker's start need not take
+
     system: bytes = lib.llama_print_system_info() or b""
     return LibraryInfo(
         llama_cpp_python=importlib.metadata.version("llama-cpp-python"),
