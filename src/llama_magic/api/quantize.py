@@ -89,7 +89,7 @@ def plan(
     source = locate(src, progress)
     metadata = read_metadata(source)
     checked = _options(metadata, imatrix, allow_requantize=True, **options)
-    request: Any = PlanRequest(source, _names(ftype), checked)  # a job, but too short for a worker of its own
+    request: Any = PlanRequest(metadata, _names(ftype), checked)  # a job, but too short for a worker of its own
     prepare_spare()  # what was planned is often done next
     found = get_client().request(request, progress)
     return QuantizePlans(found) if not isinstance(ftype, str) else found[0]
@@ -185,7 +185,7 @@ def quantize(
     jobs = tuple(
         QuantizeJob(name, str(target), str(temporary_name(target))) for name, target in zip(names, targets, strict=True)
     )
-    request = QuantizeRequest(source, jobs, checked, _better(metadata, names, folder), force)
+    request = QuantizeRequest(metadata, jobs, checked, _better(metadata, names, folder), force)
     made = _run(request, parts, progress)
     return QuantizeResults(made) if not isinstance(ftype, str) else made[0]
 

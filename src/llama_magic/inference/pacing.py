@@ -17,9 +17,9 @@ __all__ = ["LONGEST_S", "SHORTEST_S", "Pace", "Pacer", "Source", "Take"]
 #: a chunk costs should, more tokens come at once.
 SHORTEST_S: Final = 0.05
 _AIM_S: Final = 0.06
-_FAST_AIM_S: Final = 0.09
+_FAST_AIM_S: Final = 0.08
 _FAST_TPS: Final = 60.0
-LONGEST_S: Final = 0.118
+LONGEST_S: Final = 0.12
 
 #: Tokens after which the speed is known well enough to fix how many of them go into a chunk.
 _SETTLED: Final = 24

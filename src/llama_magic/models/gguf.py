@@ -203,6 +203,11 @@ class _Reader:
             raise self.cut()
 
 
+#: What was read last, by the file's identity: a plan is often followed by the job, and reading goes past every word.
+_read: dict[tuple[str, int, int, int, int], ModelMetadata] = {}
+_REMEMBERED = 8
+
+
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
     """Return the metadata and tensor table of a GGUF file; of a split model, with those of all its parts.
 
@@ -228,12 +233,20 @@ def _read_file(name: str) -> ModelMetadata:
         raise ModelNotFoundError(f"{name} is a folder; name a .gguf file in it")
     try:
         with Path(name).open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            identity = (name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if identity in _read:
+                return _read[identity]
 
             def read(offset: int, count: int) -> bytes:
                 file.seek(offset)
                 return file.read(max(count, _PIECE)) or b""
 
-            return read_header(read, os.fstat(file.fileno()).st_size, name)
+            found = read_header(read, status.st_size, name)
+            while len(_read) >= _REMEMBERED:
+                _read.pop(next(iter(_read)), None)
+            _read[identity] = found
+            return found
     except FileNotFoundError:
         raise ModelNotFoundError(f"there is no file {name}") from None
     except PermissionError:

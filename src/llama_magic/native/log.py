@@ -38,6 +38,8 @@ class LogCapture:
 
     def __init__(self, sink: Callable[[str, str], None] | None = None, keep: int = 200) -> None:
         self.sink = sink
+        #: Levels that the sink is told.
+        self.told: tuple[str, ...] = ("info", "warning", "error")
         self.lines: deque[tuple[str, str]] = deque(maxlen=keep)
         self.layers: list[str] = []
         self._level = "info"
@@ -64,7 +66,7 @@ class LogCapture:
                 self.layers.append(line)
             return  # hundreds of them would push out what the last lines are kept for
         self.lines.append((self._level, line))
-        if self.sink is not None:
+        if self.sink is not None and self._level in self.told:
             self.sink(self._level, line)
 
     def clear(self) -> None:

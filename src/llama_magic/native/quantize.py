@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llama_magic.native.library import initialize, lib
-from llama_magic.native.log import LogCapture
+from llama_magic.native.log import LEVELS, LogCapture
 
 __all__ = ["KvOverride", "QuantizeSettings", "TensorLine", "TensorLog", "quantize"]
 
@@ -23,6 +24,9 @@ _TAGS = {"int": 0, "float": 1, "bool": 2, "str": 3}
 _FIELDS = {"int": "val_i64", "float": "val_f64", "bool": "val_bool", "str": "val_str"}
 _TEXT_LIMIT = 127
 
+#: Seconds between two readings of the log, and the levels that are read and sent on at once.
+_READ_S = 0.05
+_TOLD = ("warning", "error")
 _TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] (.+?) +- \[([\d, ]+)\], type = +(\S+), ")
 _CONVERTED = re.compile(r"converting to (\S+) \.\. ")
 _DRY = re.compile(r"size = +[\d.]+ MiB -> +[\d.]+ MiB \((\S+)\)$")
@@ -141,15 +145,34 @@ def quantize(source: str, target: str, settings: QuantizeSettings, log: LogCaptu
     initialize()
     params, kept = _parameters(settings)
 
-    def receive(level: int, text: bytes, user_data: object) -> None:
-        tensors.feed(text.decode("utf-8", "replace"))
-        log._receive(level, text, user_data)
+    gathered: list[tuple[int, bytes]] = []
+    last = 0.0
+
+    def read() -> None:
+        for level, text in gathered:
+            tensors.feed(text.decode("utf-8", "replace"))
+            log._receive(level, text, None)
+        gathered.clear()
+
+    def receive(level: int, text: bytes, _user_data: object) -> None:
+        # Nothing is computed meanwhile. Reading several pieces at once takes a third of reading each as it comes.
+        nonlocal last
+        gathered.append((level, text))
+        now = time.monotonic()
+        if now - last >= _READ_S or LEVELS.get(level) in _TOLD:
+            last = now
+            read()
 
     callback = lib.llama_log_callback(receive)
     lib.llama_log_set(callback, ctypes.c_void_p(0))
+    # Two lines a tensor, which progress tells, too: sending them on would take processors that quantize.
+    told = log.told
+    log.told = _TOLD
     try:
         code = lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
     finally:
+        read()
+        log.told = told
         log.install()
     del kept  # what the parameters point to has to live until here
     return bool(code == 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from llama_magic.models.gguf import read_metadata
 from llama_magic.models.metadata import ModelMetadata
 from llama_magic.native.gguf_size import header_sizes
 from llama_magic.native.quantize import TensorLog, quantize
@@ -24,7 +23,7 @@ _ALIGNMENT = 32
 
 def run(request: PlanRequest, tools: WorkerTools) -> tuple[QuantizePlan, ...]:
     """Plan every type of the request."""
-    metadata = read_metadata(request.source)
+    metadata = request.source
     prepared = prepare(request.options, metadata)
     plans = []
     for place, ftype in enumerate(request.ftypes):

@@ -37,7 +37,7 @@ _ROOM = 1 << 20
 
 def run(request: QuantizeRequest, tools: WorkerTools) -> tuple[QuantizeResult, ...]:
     """Make every file of the request."""
-    metadata = read_metadata(request.source)
+    metadata = request.source
     prepared = prepare(request.options, metadata)
     warnings = _check_source(request, metadata, prepared, tools)
     _check_disk(request, metadata, prepared, tools)

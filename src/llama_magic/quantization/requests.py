@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_magic.models.metadata import ModelMetadata
 
 __all__ = ["PlanRequest", "QuantizeJob", "QuantizeOptions", "QuantizeRequest", "part_paths"]
 
@@ -55,9 +58,15 @@ class QuantizeOptions:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """Tell what quantizing would give; the result is a tuple of `QuantizePlan`."""
+    """Tell what quantizing would give; the result is a tuple of `QuantizePlan`.
 
-    source: str
+    Attributes
+    ----------
+    source
+        The model's metadata: the kernel has read them, and reading goes past every word of the vocabulary.
+    """
+
+    source: ModelMetadata
     ftypes: tuple[str, ...]
     options: QuantizeOptions = QuantizeOptions()
 
@@ -87,13 +96,15 @@ class QuantizeRequest:
 
     Attributes
     ----------
+    source
+        The model's metadata, as in `PlanRequest`.
     better
         Files of the same model with more bits, which the kernel found, the best first; named in refusals and warnings.
     force
         Replace targets that are there.
     """
 
-    source: str
+    source: ModelMetadata
     jobs: tuple[QuantizeJob, ...]
     options: QuantizeOptions = QuantizeOptions()
     better: tuple[str, ...] = ()
