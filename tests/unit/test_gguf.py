@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_magic.errors import InvalidModelError, ModelNotFoundError
-from llama_magic.models.gguf import read_metadata
+from llama_magic.models.gguf import _REMEMBERED, _read, read_metadata
 from llama_magic.models.memory import default_n_ctx, estimate
 from llama_magic.models.options import LoadOptions
 from tests.gguf import write_gguf
@@ -47,6 +47,18 @@ def test_reads_what_was_written(tiny: Path) -> None:
     assert metadata.size == 768 + 2304
     assert [tensor.type for tensor in metadata.tensors] == ["F32", "Q4_0"]
     assert tiny.read_bytes()[metadata.data_offset] == 1
+
+
+def test_a_file_that_changed_is_read_again(tiny: Path) -> None:
+    first = read_metadata(tiny)
+    assert read_metadata(tiny) is first
+    write_gguf(tiny, VALUES | {"general.name": "Changed"}, TENSORS)
+    assert read_metadata(tiny).values["general.name"] == "Changed"
+    for number in range(20):
+        read_metadata(write_gguf(tiny.with_name(f"{number}.gguf"), VALUES, TENSORS))
+    again = read_metadata(tiny)
+    assert again.values["general.name"] == "Changed"
+    assert len(_read) == _REMEMBERED
 
 
 def test_memory_is_what_the_shapes_say(tiny: Path) -> None:

@@ -243,8 +243,8 @@ def _read_file(name: str) -> ModelMetadata:
                 return file.read(max(count, _PIECE)) or b""
 
             found = read_header(read, status.st_size, name)
-            while len(_read) >= _REMEMBERED:
-                _read.pop(next(iter(_read)), None)
+            for old in list(_read)[: max(0, len(_read) + 1 - _REMEMBERED)]:
+                _read.pop(old, None)
             _read[identity] = found
             return found
     except FileNotFoundError:
