@@ -1,7 +1,8 @@
 """Quantizing against llama-quantize: the same job, from the call in the kernel to the finished file.
 
-Ours is the whole call as a notebook makes it; the tool counts as a process. Two cases for ours: after a plan or another
-job, where a notebook has a worker waiting, and the first job of all, which starts its worker.
+Ours is the whole call as a notebook makes it; the tool counts as a process. Two cases for ours: with the worker that
+waits in a notebook from a second after a cell, and the first job of a script, which starts its worker. The target of a
+large job is for the first case; that of a tiny one includes the worker's start, so it is for the second.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ def measure(setup: Setup) -> list[Row]:
         large = quantize(setup.spec().path, "F16", folder / "large-F16.gguf", allow_requantize=True).path
         tiny = _tiny(folder / "tiny-F32.gguf")
         return [
-            *_times(setup, large, _LARGE, 1.05, f"SmolLM2 F16 ({large.stat().st_size / 1e6:.0f} MB) to {_LARGE}", 7),
-            *_times(setup, tiny, _TINY, 1.5, f"a tiny model ({tiny.stat().st_size / 1e6:.1f} MB) to {_TINY}", 11),
+            *_times(
+                setup, large, _LARGE, 1.05, None, f"SmolLM2 F16 ({large.stat().st_size / 1e6:.0f} MB) to {_LARGE}", 7
+            ),
+            *_times(setup, tiny, _TINY, None, 1.5, f"a tiny model ({tiny.stat().st_size / 1e6:.1f} MB) to {_TINY}", 11),
             _memory(setup, large),
             _plan(setup, large),
         ]
@@ -76,7 +79,10 @@ def _tiny(path: Path) -> Path:
     return path
 
 
-def _times(setup: Setup, source: Path, ftype: str, limit: float, job: str, rounds: int) -> list[Row]:
+def _times(
+    setup: Setup, source: Path, ftype: str, waiting: float | None, starting: float | None, job: str, rounds: int
+) -> list[Row]:
+    """Measure with a worker that waits and with its start; each may have a limit."""
     ours = source.with_name("ours.gguf")
     command = _command(setup, source, ftype)
 
@@ -107,11 +113,19 @@ def _times(setup: Setup, source: Path, ftype: str, limit: float, job: str, round
     pairs = turns(warm, theirs, setup.rounds(rounds, 2))
     first = turns(lambda _number: timed(call), theirs, setup.rounds(rounds, 2))
     return [
-        at_most(f"quantize {job}, wall time / llama-quantize", limit, [a / b for a, b in pairs],
-                note=f"a worker waits, as one does in a notebook from a second after a cell; {_middle(pairs)}"),
-        info(f"quantize {job}, the first job of a session, wall time / llama-quantize", [a / b for a, b in first],
-             note=f"with the start of its worker; {_middle(first)}"),
-    ]  # fmt: skip
+        _row(f"quantize {job}, wall time / llama-quantize", waiting, pairs, "a worker waits, as in a notebook"),
+        _row(
+            f"quantize {job}, the first job of a session, wall time / llama-quantize",
+            starting,
+            first,
+            "with the start of its worker",
+        ),
+    ]
+
+
+def _row(what: str, limit: float | None, pairs: list[tuple[float, float]], note: str) -> Row:
+    ratios, note = [a / b for a, b in pairs], f"{note}; {_middle(pairs)}"
+    return info(what, ratios, note=note) if limit is None else at_most(what, limit, ratios, note=note)
 
 
 def _command(setup: Setup, source: Path, ftype: str) -> list[str]:
