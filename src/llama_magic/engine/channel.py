@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from llama_magic.engine.framing import receiving
-from llama_magic.engine.protocol import Cancel, Chunk, Envelope, Error, Log, Request, Result, unpack_events
+from llama_magic.engine.protocol import Cancel, Envelope, Error, Log, Request, Result, unpack_events
 from llama_magic.engine.stream import PendingRequest, WorkerDied
 
 __all__ = ["Channel", "Worker"]
@@ -114,7 +114,7 @@ class Channel:
         with contextlib.suppress(Exception), receiving(self.process.connection) as receive:
             while True:
                 for number, event in unpack_events(receive()):
-                    if type(event) is not Chunk and isinstance(event, Log):
+                    if isinstance(event, Log):
                         self._log.append(event.text)
                     else:
                         self._deliver(number, event)
@@ -130,7 +130,7 @@ class Channel:
         current = self._current
         if current is None or current.number != number:
             return
-        over = type(event) is not Chunk and isinstance(event, (Result, Error))
+        over = isinstance(event, (Result, Error))
         if over:
             with self._lock:
                 self._current = None

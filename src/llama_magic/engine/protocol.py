@@ -1,7 +1,7 @@
 """What kernel and worker say to each other.
 
 One request is answered by a stream of events: any number of `Progress`, `Log` and
-`Chunk`, then exactly one `Result` or `Error`. Everything here is a frozen dataclass of
+`Chunk`, then exactly one `Result` or `Error`. Nothing here can be changed, all is made of
 plain values, and pickles. Nothing here imports numpy or llama_cpp.
 """
 

@@ -98,8 +98,6 @@ class PendingRequest:
                 if deadline is not None and time.monotonic() >= deadline:
                     return None
                 continue
-            if type(event) is Chunk:  # the most frequent one, and what comes before it costs it time
-                return event
             if isinstance(event, WorkerDied):
                 raise self._client.crashed(self)
             if isinstance(event, _Wake):

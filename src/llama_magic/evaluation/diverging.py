@@ -127,7 +127,7 @@ def _greedy(request: DivergeRequest, base: NativeModel, prompt: Sequence[int], t
                 share = len(tokens) / request.max_tokens
                 tools.report(Progress("diverge", share, f"the reference writes: {len(tokens):,} tokens"))
             if len(tokens) < request.max_tokens:
-                context.step_one(token, len(prompt) + len(tokens) - 1, 0)
+                context.step_one(token, 0)
     finally:
         context.close()
     if tools.cancelled():

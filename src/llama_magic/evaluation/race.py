@@ -49,7 +49,6 @@ class _Runner:
     decode_s: float = 0.0
     decoded: int = 0
     tokens: list[int] = field(default_factory=list)
-    position: int = 0
     finish: str = ""
     sent_at: float = 0.0
 
@@ -108,7 +107,6 @@ def _start(name: str, model: NativeModel, request: CompareRequest, tools: Worker
         if tools.cancelled():
             break
     else:
-        runner.position = len(made.tokens)
         window = prompt_window(params, n_ctx)
         if window:
             sampler.accept_prompt(made.tokens[-window:])
@@ -149,11 +147,10 @@ def _run(runners: list[_Runner], request: CompareRequest, tools: WorkerTools) ->
 def _step(runner: _Runner, request: CompareRequest, clock: Callable[[], float] = time.perf_counter) -> None:
     started = clock()
     try:
-        runner.context.step_one(runner.tokens[-1], runner.position, 0)
+        runner.context.step_one(runner.tokens[-1], 0)
     except LlamaMagicError:
         runner.finish = "context"
         return
-    runner.position += 1
     token = runner.sampler.sample(runner.context, 0)
     taken = clock() - started
     runner.clock += taken

@@ -276,7 +276,7 @@ class Generation:
                 break
             token = tokens[-1]
             try:
-                step(token, position, seq)
+                step(token, seq)
             except Aborted:
                 track.finish = "interrupted"
                 break

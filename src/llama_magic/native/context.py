@@ -175,9 +175,11 @@ class NativeContext:
         """
         self._decode(self._batch.rows(tokens, positions, seqs, logits=logits))
 
-    def step_one(self, token: int, position: int, seq: int) -> None:
-        """Process one token of one sequence: the generation path."""
-        code = self._llama_decode(self.handle, self._one.fill(token, position, seq))
+    def step_one(self, token: int, seq: int) -> None:
+        """Add one token to a sequence, behind its last."""
+        batch, cell = self._one.next_of(seq)
+        cell.value = token
+        code = self._llama_decode(self.handle, batch)
         if code:
             check(code)
 
@@ -368,31 +370,22 @@ class _OneToken:
     """A batch of one token over plain ctypes values: filling it costs a microsecond."""
 
     def __init__(self) -> None:
-        self._token, self._position, self._seq = ctypes.c_int32(), ctypes.c_int32(), ctypes.c_int32()
+        self._token, self._seq = ctypes.c_int32(), ctypes.c_int32()
         self._count, self._logits = ctypes.c_int32(1), ctypes.c_int8(1)
         self._seqs = ctypes.pointer(self._seq)
-        self._struct, self._next = (
-            lib.llama_batch(
-                n_tokens=1,
-                token=ctypes.pointer(self._token),
-                embd=None,
-                pos=position,
-                n_seq_id=ctypes.pointer(self._count),
-                seq_id=ctypes.pointer(self._seqs),
-                logits=ctypes.pointer(self._logits),
-            )
-            for position in (ctypes.pointer(self._position), None)  # without one, llama.cpp counts on by itself
+        self._struct = lib.llama_batch(
+            n_tokens=1,
+            token=ctypes.pointer(self._token),
+            embd=None,
+            pos=None,  # llama.cpp counts on by itself
+            n_seq_id=ctypes.pointer(self._count),
+            seq_id=ctypes.pointer(self._seqs),
+            logits=ctypes.pointer(self._logits),
         )
 
     def next_of(self, seq: int) -> tuple[Any, ctypes.c_int32]:
         self._seq.value = seq
-        return self._next, self._token
-
-    def fill(self, token: int, position: int, seq: int) -> Any:
-        self._token.value = token
-        self._position.value = position
-        self._seq.value = seq
-        return self._struct
+        return self._struct, self._token
 
 
 def check(code: int) -> NoReturn:
