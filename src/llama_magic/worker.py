@@ -13,6 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Worker process of llama_magic; not to be started by hand.")
     parser.add_argument("--fd", type=int, help="inherited file descriptor of the channel (POSIX)")
     parser.add_argument("--address", help="named pipe of the channel (Windows); its key is read from standard input")
+    parser.add_argument("--early", action="store_true", help="import what may be needed before it is asked for")
     arguments = parser.parse_args()
     from llama_magic.engine.framing import Wire, wire
 
@@ -27,7 +28,7 @@ def main() -> None:
         parser.error("give --fd or --address")
     from llama_magic.engine.host import serve
 
-    serve(channel)
+    serve(channel, early=arguments.early)
 
 
 if __name__ == "__main__":

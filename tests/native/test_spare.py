@@ -1,4 +1,4 @@
-"""The worker that waits for the next job: used once, only in its own environment, and not for ever."""
+"""The worker that waits: used once, by a job or a session, only in its own environment, and not for ever."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import psutil
 import pytest
 
 from llama_magic.api.quantize import plan, quantize
+from llama_magic.backends.setup import BackendSetup
 from llama_magic.engine import spare
-from llama_magic.engine.client import get_client
+from llama_magic.engine.client import EngineClient, get_client
+from llama_magic.engine.protocol import LoadRequest, StatusRequest, TokenizeRequest
+from llama_magic.models.options import ModelSpec
 from tests.native.test_quantize import tiny
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -25,7 +29,44 @@ def kept() -> Iterator[None]:
 def waiting() -> list[int]:
     """Process ids of the workers that wait, once what ends has ended."""
     spare._settle()
-    return [one.client.pid for one in spare._waiting if one.client.pid is not None]
+    return [one.process.pid for one in spare._waiting if one.process.alive]
+
+
+def test_the_session_takes_it_for_a_model_and_goes_on_with_it(kept: None, smollm2_path: Path) -> None:
+    client = EngineClient()
+    smollm2 = ModelSpec(str(smollm2_path), "smollm2")
+    spare.prepare_spare()
+    (first,) = waiting()
+    try:
+        client.request(LoadRequest(smollm2))
+        assert client.pid == first
+        assert waiting() == []
+        assert len(client.request(TokenizeRequest(smollm2, "A llama"))) > 1
+        assert client.pid == first
+    finally:
+        client.close()
+    assert not psutil.pid_exists(first)
+
+
+def test_other_backends_get_a_worker_of_their_own(kept: None) -> None:
+    client = EngineClient(BackendSetup(environment=(("LLAMA_MAGIC_TEST", "yes"),)))
+    spare.prepare_spare()
+    try:
+        client.request(StatusRequest())
+        assert client.pid not in waiting()
+        assert len(waiting()) == 1
+    finally:
+        client.close()
+
+
+def test_it_imports_what_is_needed_before_it_is_asked(kept: None) -> None:
+    spare.prepare_spare()
+    (pid,) = waiting()
+    process = psutil.Process(pid)
+    wait_until(lambda: any("_multiarray_umath" in place.path for place in process.memory_maps()))
+    taken = spare.take_spare()
+    assert taken is not None
+    taken.kill()
 
 
 def test_a_job_finds_its_worker_started(kept: None, tmp_path: Path) -> None:
@@ -56,7 +97,7 @@ def test_a_hint_starts_one_in_a_moment_and_a_job_that_is_quicker_takes_it_back(
     assert waiting() == [pid]
     taken = spare.take_spare()
     assert taken is not None
-    taken.close()
+    taken.kill()
     monkeypatch.setattr(spare, "_SOON_S", 60.0)
     spare.prepare_soon()
     (timer,) = spare._soon
@@ -82,7 +123,7 @@ def test_what_the_environment_says_now_holds(kept: None, monkeypatch: pytest.Mon
     taken = spare.take_spare()
     assert taken is not None
     assert taken.alive
-    taken.close()
+    taken.kill()
 
 
 def test_it_ends_when_nobody_needs_it(kept: None, monkeypatch: pytest.MonkeyPatch) -> None:

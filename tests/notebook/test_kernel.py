@@ -218,4 +218,7 @@ def test_a_worker_waits_for_jobs_while_no_cell_runs(kernel: Kernel) -> None:
     kernel.text("%load_ext llama_magic.notebook")
     assert kernel.text("time.sleep(2)\nfrom llama_magic.engine import spare\nprint(len(spare._waiting))") == "0"
     wait_until(waiting, 20)
+    # by then, or a moment later, what first commands need is imported
+    names = "import llama_magic.notebook as extension; print(set(extension._EARLY) <= set(sys.modules))"
+    wait_until(lambda: kernel.text(names) == "True", 20)
     kernel.text("%unload_ext llama_magic.notebook")

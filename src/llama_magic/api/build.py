@@ -35,7 +35,7 @@ from llama_magic.backends.setup import BackendSetup, select, selected
 from llama_magic.backends.wheel_request import WheelRequest
 from llama_magic.engine.client import EngineClient, live_clients
 from llama_magic.engine.jobs import run_job
-from llama_magic.engine.spare import take_spare
+from llama_magic.engine.spare import drop_spare
 from llama_magic.errors import BackendError, BuildError, DiskFullError, InvalidRequestError, LlamaMagicError
 from llama_magic.models.places import data_folder
 from llama_magic.progress import Progress, Report
@@ -271,7 +271,7 @@ def build_wheel(
     log = _log_file("wheel-" + "-".join(names))
     started = time.monotonic()
     version: str = run_job(WheelRequest(names, str(log), definitions), progress)
-    for client in (*live_clients(), take_spare()):  # the next request starts a worker with the new library
-        if client is not None:
-            client.close()
+    for client in live_clients():  # the next request starts a worker with the new library
+        client.close()
+    drop_spare()
     return WheelResult(names, version, time.monotonic() - started, str(log))

@@ -90,8 +90,8 @@ def plan(
     metadata = read_metadata(source)
     checked = _options(metadata, imatrix, allow_requantize=True, **options)
     request: Any = PlanRequest(metadata, _names(ftype), checked)  # a job, but too short for a worker of its own
-    prepare_spare()  # what was planned is often done next
     found = get_client().request(request, progress)
+    prepare_spare()  # what was planned is often done next
     return QuantizePlans(found) if not isinstance(ftype, str) else found[0]
 
 

@@ -20,7 +20,7 @@ from llama_magic.engine.channel import Channel, Worker
 from llama_magic.engine.line import Line
 from llama_magic.engine.process import WorkerProcess
 from llama_magic.engine.protocol import Error, GenerateRequest, Progress, Request, Result
-from llama_magic.engine.spare import not_now
+from llama_magic.engine.spare import not_now, take_spare
 from llama_magic.engine.stopping import ASKER
 from llama_magic.engine.stream import CANCEL_S, GenerationStream, PendingRequest, end_of
 from llama_magic.errors import BackendError, EngineCrashed, GenerationInterrupted
@@ -51,7 +51,6 @@ _DOING = {
     "SaveStateRequest": "is saving a conversation",
     "RestoreStateRequest": "is restoring a conversation",
     "EmbedRequest": "is embedding texts",
-    "WarmUpRequest": "is starting",
 }
 
 
@@ -218,7 +217,8 @@ class EngineClient:
             deadly.append(died)
 
     def _open_channel(self, setup: BackendSetup) -> Channel:
-        return Channel(self.start_worker(setup.environment), self.log, self._line.over)
+        waiting = take_spare() if setup.is_stock else None
+        return Channel(waiting or self.start_worker(setup.environment), self.log, self._line.over)
 
     def _set_up(self, channel: Channel, setup: BackendSetup) -> Problem | None:
         """Let a fresh worker load its backends, one request for each, so that it is known which one it died of."""

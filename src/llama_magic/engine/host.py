@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import queue
@@ -25,6 +26,12 @@ __all__ = ["serve"]
 #: Seconds without a request after which the next turn's beginning is processed: cells that run in a row ask sooner.
 _PAUSE_S = 0.05
 
+#: What a worker that waits imports, the shortest job's part first; between two of them it looks whether it is asked.
+_EARLY = (
+    "llama_magic.native.log", "llama_magic.quantization.quantizing", "numpy", "jinja2", "llama_magic.native",
+    "llama_magic.engine.residency", "llama_magic.inference.loop", "llama_magic.engine.engine",
+)  # fmt: skip
+
 #: Seconds between two looks at whether the kernel still lives.
 _WATCH_S = 0.5
 
@@ -42,9 +49,12 @@ class _Host:
         self._engine: Engine | JobEngine | None = None
         self._looking_ahead = False
 
-    def run(self) -> None:
+    def run(self, *, early: bool) -> None:
         threading.Thread(target=self._read, name="llama-magic-reader", daemon=True).start()
         threading.Thread(target=self._write, name="llama-magic-writer", daemon=True).start()
+        for name in _EARLY if early else ():
+            if self._requests.empty():
+                importlib.import_module(name)
         while True:
             number, request = self._next()
             with self._state_lock:
@@ -175,8 +185,14 @@ def _portable(exc: Exception) -> Exception:
     return exc
 
 
-def serve(wire: Wire) -> None:
-    """Answer requests until the kernel goes away. Never returns."""
+def serve(wire: Wire, *, early: bool = False) -> None:
+    """Answer requests until the kernel goes away. Never returns.
+
+    Parameters
+    ----------
+    early
+        Import what may be needed before it is asked for.
+    """
     # Jupyter interrupts the whole process group; what to stop is told by `Cancel`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _Host(wire, os.getppid()).run()
+    _Host(wire, os.getppid()).run(early=early)

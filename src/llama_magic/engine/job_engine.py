@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 from llama_magic.engine.flag import Flag
 from llama_magic.engine.protocol import Event, Log, Request
-from llama_magic.engine.runners import RUNNERS, runner_of
+from llama_magic.engine.runners import runner_of
 from llama_magic.errors import EngineProtocolError
 from llama_magic.native.log import LogCapture
 from llama_magic.native.tools import WorkerTools
 
-__all__ = ["JobEngine", "warm_up"]
-
-#: Jobs that take less time than importing what they need.
-_SHORT = ("QuantizeRequest",)
-
-
-def warm_up(_request: object, _tools: WorkerTools) -> None:
-    """Import what short jobs need, while nobody waits for it."""
-    for name in _SHORT:
-        importlib.import_module(RUNNERS[name].partition(":")[0])
+__all__ = ["JobEngine"]
 
 
 class JobEngine:

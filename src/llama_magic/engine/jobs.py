@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_magic.backends.setup import STOCK, BackendSetup, selected
-from llama_magic.engine.spare import end_job, take_spare
+from llama_magic.engine.spare import end_job
 from llama_magic.errors import GenerationInterrupted, JobInterrupted
 from llama_magic.progress import Report
 
@@ -45,7 +45,7 @@ def job_client(setup: BackendSetup | None = None) -> Client:
     chosen = selected() if setup is None else setup
     if chosen.rpc:
         release_hosts(chosen)
-    return (take_spare() if chosen.is_stock else None) or EngineClient(chosen)
+    return EngineClient(chosen)
 
 
 def run_job(

@@ -35,10 +35,13 @@ class WorkerProcess:
     ----------
     environment
         Variables that it gets beside this process's own.
+    early
+        Let it import what it may need before anybody asks: for one that waits.
     """
 
-    def __init__(self, environment: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(self, environment: Iterable[tuple[str, str]] = (), *, early: bool = False) -> None:
         # Without it, ggml lets a debugger print the stack when an assertion fails, which takes seconds.
+        self._arguments = ["--early"] if early else []
         self._environment = {"GGML_NO_BACKTRACE": "1", **os.environ, **dict(environment)}
         # Kept open as long as the process may write to it.
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -70,7 +73,7 @@ class WorkerProcess:
     ) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
-                [sys.executable, "-m", "llama_magic.worker", *arguments],
+                [sys.executable, "-m", "llama_magic.worker", *arguments, *self._arguments],
                 # `-m` puts the working folder first on the path: there, a notebook's own random.py would
                 # take the place of Python's.
                 cwd=_PACKAGE_ROOT,

@@ -27,7 +27,6 @@ RUNNERS: dict[str, str] = {
     "DownloadRequest": "llama_magic.models.download:run",
     "SearchRequest": "llama_magic.models.catalogue:run",
     "HubRequest": "llama_magic.backends.hub_probe:run",
-    "WarmUpRequest": "llama_magic.engine.job_engine:warm_up",
     "SetUpRequest": "llama_magic.backends.setting_up:run",
     "BackendsRequest": "llama_magic.backends.looking:run",
     "BuildRequest": "llama_magic.backends.building:run",

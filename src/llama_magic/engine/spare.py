@@ -1,9 +1,10 @@
-"""A worker that waits for the next job, so that a short job is not mostly the start of its worker.
+"""A worker that waits, so that a short job or a first answer is not mostly the start of its worker.
 
 Off unless somebody asks for it, as the notebook does: a script that quantizes once has no use for it. It is started
 when a job is likely to come (a plan, a look at a model or at the types, another job) or costs nobody anything (no cell
-runs), does nothing until then, and ends after a while. It takes about 20 MB. A job gets it only in the environment that
-it was started in: what a notebook sets in between has to hold.
+runs), imports what jobs and models need, does nothing until then, and ends after a while. Whoever needs a worker next
+gets it, a job or a session, but only in the environment that it was started in: what a notebook sets in between has to
+hold.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llama_magic.errors import LlamaMagicError
 
 if TYPE_CHECKING:
-    from llama_magic.engine.client import Client, EngineClient
+    from llama_magic.engine.client import Client
+    from llama_magic.engine.process import WorkerProcess
 
 __all__ = [
-    "IDLE_S", "WarmUpRequest", "end_job", "keep_spare", "not_now", "prepare_soon", "prepare_spare", "take_spare",
+    "IDLE_S", "drop_spare", "end_job", "keep_spare", "not_now", "prepare_soon", "prepare_spare", "take_spare",
 ]  # fmt: skip
 
 #: Seconds after which a spare worker that nobody needed is ended.
@@ -32,27 +35,22 @@ _SOON_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class WarmUpRequest:
-    """Import what the shortest jobs need, in a worker that waits for one. There is no result."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Spare:
-    client: EngineClient
+    process: WorkerProcess
     environment: dict[str, str]
     owner: int
     timer: threading.Timer
 
     @property
     def fits(self) -> bool:
-        """True where a job that comes now would get it."""
-        return self.owner == os.getpid() and self.client.alive and self.environment == dict(os.environ)
+        """True where who needs a worker now would get it."""
+        return self.owner == os.getpid() and self.process.alive and self.environment == dict(os.environ)
 
     def close(self) -> None:
         """End it, from the process that started it."""
         if self.owner == os.getpid():
             self.timer.cancel()
-            self.client.close()
+            self.process.kill()
 
 
 _lock = threading.Lock()
@@ -67,7 +65,7 @@ def keep_spare(wanted: bool) -> None:
     global _wanted  # noqa: PLW0603 - one for each process
     _wanted = wanted
     if not wanted:
-        _drop()
+        drop_spare()
 
 
 def prepare_spare() -> None:
@@ -77,30 +75,28 @@ def prepare_spare() -> None:
             return
         while _waiting:
             _waiting.pop().close()
-        from llama_magic.engine.client import EngineClient
+        from llama_magic.engine.process import WorkerProcess
 
-        client = EngineClient()
-        client.restart()
-        request: Any = WarmUpRequest()
-        client.start(request)
-        timer = threading.Timer(IDLE_S, _drop)
+        timer = threading.Timer(IDLE_S, drop_spare)
         timer.daemon = True
         timer.start()
-        _waiting.append(_Spare(client, dict(os.environ), os.getpid(), timer))
+        _waiting.append(_Spare(WorkerProcess(early=True), dict(os.environ), os.getpid(), timer))
 
 
-def prepare_soon(delay: float | None = None) -> None:
+def prepare_soon(delay: float | None = None, then: Callable[[], object] = lambda: None) -> None:
     """Start a spare worker in a moment, where one is wanted: a job may come, and this call must not wait for it.
 
     Parameters
     ----------
     delay
         Seconds until then. A worker that is started meanwhile, for whatever it is, has the processor for itself.
+    then
+        Called beside the worker's start, in a thread of its own.
     """
     if not _wanted or _ready():
         return
     not_now()
-    timer = threading.Timer(_SOON_S if delay is None else delay, _prepare_quietly)
+    timer = threading.Timer(_SOON_S if delay is None else delay, _prepare_quietly, (then,))
     timer.daemon = True
     _soon[:] = [timer]
     timer.start()
@@ -110,10 +106,11 @@ def _ready() -> bool:
     return any(spare.fits for spare in tuple(_waiting))
 
 
-def _prepare_quietly() -> None:
+def _prepare_quietly(then: Callable[[], object]) -> None:
     # A job that can not start its worker says why; a process that ends starts no threads any more.
     with contextlib.suppress(LlamaMagicError, OSError, RuntimeError):
         prepare_spare()
+    then()
 
 
 def not_now() -> None:
@@ -153,8 +150,8 @@ def _settle() -> None:
         thread.join(_ENDING_S)
 
 
-def take_spare() -> EngineClient | None:
-    """Return a client whose worker is started already, None where there is none that fits. The caller closes it."""
+def take_spare() -> WorkerProcess | None:
+    """Return a worker that is started already, None where there is none that fits. The caller ends it."""
     not_now()
     _settle()
     with _lock:
@@ -163,12 +160,13 @@ def take_spare() -> EngineClient | None:
         return None
     if spare.fits:
         spare.timer.cancel()
-        return spare.client
+        return spare.process
     spare.close()
     return None
 
 
-def _drop() -> None:
+def drop_spare() -> None:
+    """End the one there is: the next worker starts afresh."""
     not_now()
     _settle()
     with _lock:
