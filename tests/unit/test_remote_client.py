@@ -196,6 +196,19 @@ def test_a_server_without_additions(foreign: Any) -> None:
             model.tokenize("x")
 
 
+def test_only_newlines_end_a_line_of_a_stream(foreign: Any) -> None:
+    """JSON may hold U+2028, U+0085 and others as they are; only `str.splitlines` takes them for ends of lines."""
+    text = "one\u2028two\x85three\u2029"
+    event = json.dumps(
+        {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]}, ensure_ascii=False
+    )
+    for end in ("\n", "\r\n", "\r"):
+        stream = f"data: {event}{end}{end}data: [DONE]{end}{end}".encode()
+        server = foreign({"/v1/models": MODELS, "/v1/completions": (200, SSE, stream)})
+        with connect(server.url) as model:
+            assert model.generate("x").text == text
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [

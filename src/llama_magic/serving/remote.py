@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -45,6 +46,8 @@ __all__ = ["RemoteClient", "translate"]
 
 #: Seconds to connect, to send, and to wait for a connection. An answer may take as long as it takes: it can be stopped.
 _CONNECT_S = 10.0
+#: The end of a line of server-sent events; a CR at the end of a piece may have its LF in the next.
+_LINE_END = re.compile(r"\r\n|\n|\r(?!\Z)")
 #: Some proxies (jupyter-server-proxy) pass a stream on as it comes only where it is asked for.
 _EVENTS = {"Accept": "text/event-stream"}
 
@@ -265,7 +268,7 @@ class RemoteClient:
 async def _events(response: httpx.Response) -> AsyncIterator[Any]:
     """Yield the JSON of server-sent events, up to ``[DONE]``."""
     lines: list[str] = []
-    async for line in response.aiter_lines():
+    async for line in _lines(response):
         if line.startswith("data:"):
             lines.append(line[5:].removeprefix(" "))
         elif not line and lines:
@@ -273,6 +276,19 @@ async def _events(response: httpx.Response) -> AsyncIterator[Any]:
             if data == "[DONE]":
                 return
             yield json.loads(data)
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """Yield the lines of a stream as it is standardized: they end with LF, CR or both.
+
+    httpx splits at all that `str.splitlines` knows, and JSON may hold some of that, U+2028 for one.
+    """
+    rest = ""
+    async for text in response.aiter_text():
+        *lines, rest = _LINE_END.split(rest + text)
+        for line in lines:
+            yield line
+    yield rest.removesuffix("\r")
 
 
 def _stop_loops(loops: list[tuple[asyncio.AbstractEventLoop, threading.Thread]]) -> None:
