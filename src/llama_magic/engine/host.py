@@ -44,7 +44,7 @@ class _Host:
         self._outbox: queue.SimpleQueue[tuple[int, Event] | None] = queue.SimpleQueue()
         self._source = Source()
         self._state_lock = threading.Lock()
-        self._current = -1
+        self._current = self._ended = -1
         self._cancelled: set[int] = set()
         self._engine: Engine | JobEngine | None = None
         self._looking_ahead = False
@@ -61,7 +61,7 @@ class _Host:
                 self._current = number
             end = self._answer(number, request)
             with self._state_lock:
-                self._current = -1
+                self._current, self._ended = -1, number
                 self._cancelled.discard(number)
             self._outbox.put((number, end))
 
@@ -171,6 +171,8 @@ class _Host:
 
     def _cancel(self, number: int) -> None:
         with self._state_lock:
+            if number <= self._ended:
+                return  # too late: requests come in the order of their numbers
             self._cancelled.add(number)
             if number == self._current and self._engine is not None:
                 self._engine.cancel()
