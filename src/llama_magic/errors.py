@@ -124,7 +124,7 @@ class ContextFullError(LlamaMagicError, ValueError):
     n_ctx
         Tokens that the context holds.
     n_ctx_train
-        Tokens that the model was trained for; larger contexts work badly.
+        Tokens that the model was trained for; larger contexts work badly. 0 where a server does not tell.
     """
 
     def __init__(self, n_prompt: int, n_ctx: int, n_ctx_train: int) -> None:
@@ -138,9 +138,12 @@ class ContextFullError(LlamaMagicError, ValueError):
         if self.n_prompt < self.n_ctx_train:
             larger = min(self.n_ctx_train, 1 << self.n_prompt.bit_length())
             remedies.insert(0, f"a larger context (-c {larger})")
+        elif not self.n_ctx_train:
+            remedies.insert(0, "a larger context on the server")
+        trained = f" (the model was trained for {self.n_ctx_train:,})" if self.n_ctx_train else ""
         return (
-            f"the prompt has {self.n_prompt:,} tokens, the context holds {self.n_ctx:,} "
-            f"(the model was trained for {self.n_ctx_train:,}). What helps: {', '.join(remedies)}."
+            f"the prompt has {self.n_prompt:,} tokens, the context holds {self.n_ctx:,}{trained}. "
+            f"What helps: {', '.join(remedies)}."
         )
 
 

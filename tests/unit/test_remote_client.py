@@ -118,6 +118,8 @@ def test_connecting_fails_in_words(start: Start) -> None:
     with pytest.raises(errors.RemoteError, match="does not take this API key") as refused:
         connect(locked.url, api_key="sk-wrong")
     assert "wrong" not in str(refused.value)
+    with pytest.raises(errors.RemoteError, match="wants an API key"):
+        connect(locked.url)
     with pytest.raises(errors.ModelNotFoundError, match="Did you mean fake"):
         connect(start().url, model="fak")
     with pytest.raises(errors.RemoteError, match="can not be reached"):
@@ -276,6 +278,16 @@ def test_every_status_becomes_an_error_of_ours() -> None:
     for status in (0, *range(400, 600)):
         for body in bodies:
             assert "there" in str(error_of(status, body, "there"))
+
+
+def test_a_context_that_is_full_on_a_server_that_does_not_say_how_far_the_model_goes() -> None:
+    told = {"code": 400, "message": "request (3001 tokens) exceeds the available context size (2048 tokens), try "
+            "increasing it", "type": "exceed_context_size_error", "n_prompt_tokens": 3001, "n_ctx": 2048}  # fmt: skip
+    found = error_of(400, {"error": told}, "there")
+    assert isinstance(found, errors.ContextFullError)
+    assert str(found).startswith(
+        "the prompt has 3,001 tokens, the context holds 2,048. What helps: a larger context on"
+    )
 
 
 def test_what_we_say_is_what_we_understand() -> None:

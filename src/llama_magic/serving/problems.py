@@ -94,7 +94,7 @@ def refusal_of(error: BaseException) -> Refusal:
     return Refusal(status, words or str(error), code=code or None, kind=type_name)
 
 
-def error_of(status: int, body: Any, where: str) -> errors.LlamaMagicError:
+def error_of(status: int, body: Any, where: str, *, key: bool = True) -> errors.LlamaMagicError:
     """Return the error that a server's answer means.
 
     Parameters
@@ -105,6 +105,8 @@ def error_of(status: int, body: Any, where: str) -> errors.LlamaMagicError:
         The parsed JSON of the answer, in OpenAI's shape or not; None where it is none.
     where
         The server's address, for the message.
+    key
+        Whether a key was sent.
     """
     found = body.get("error", body) if isinstance(body, Mapping) else None
     found = found if isinstance(found, Mapping) else {"message": found or _words(body)}
@@ -115,10 +117,11 @@ def error_of(status: int, body: Any, where: str) -> errors.LlamaMagicError:
         counts = [found.get(name) for name in ("n_prompt_tokens", "n_ctx")]
         if all(isinstance(count, int) for count in counts):
             n_prompt, n_ctx = counts
-            return errors.ContextFullError(n_prompt, n_ctx, int(found.get("n_ctx_train") or n_ctx))  # type: ignore[arg-type]
+            return errors.ContextFullError(n_prompt, n_ctx, int(found.get("n_ctx_train") or 0))  # type: ignore[arg-type]
         return errors.InvalidRequestError(said)
     if status == 401:
-        return errors.RemoteError(f"{where} does not take this API key ({message}): connect(url, api_key=…)", status)
+        refused = "does not take this API key" if key else "wants an API key"
+        return errors.RemoteError(f"{where} {refused} ({message}): connect(url, api_key=…)", status)
     if status == 404 and code == "model_not_found":
         return errors.ModelNotFoundError(said)
     if status == 404:

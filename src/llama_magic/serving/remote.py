@@ -225,7 +225,8 @@ class RemoteClient:
             found: Any = json.loads(data)
         except ValueError:
             found = data.decode("utf-8", "replace")
-        raise error_of(response.status_code, found, self.endpoint.base_url)
+        key = self.endpoint.api_key is not None
+        raise error_of(response.status_code, found, self.endpoint.base_url, key=key)
 
     async def _answer(self, request: Request) -> Any:
         endpoint = self.endpoint
