@@ -68,6 +68,7 @@ def main() -> int:
     rows, broken = list[Row](), False
     whole = not arguments.quick and not arguments.only
     folder = arguments.output or (ROOT / "benchmarks" if whole else None)
+    where = machine(setup)  # a run that goes on past midnight is one of the day on which it began
     before = read(folder) if arguments.only and folder is not None else []
     for name in arguments.only or GROUPS:
         start = time.perf_counter()
@@ -83,7 +84,7 @@ def main() -> int:
         print(f"  [{time.perf_counter() - start:.0f} s]", flush=True)
         rows += found
         if folder is not None:  # after each, so that what was measured is there when the rest is stopped
-            write(joined(before, rows, machine(setup)), folder)
+            write(joined(before, rows, where), folder)
     return int(broken)
 
 
