@@ -49,7 +49,7 @@ class _Host:
         self._engine: Engine | JobEngine | None = None
         self._looking_ahead = False
 
-    def run(self, *, early: bool) -> None:
+    def run(self, *, early: bool = False) -> None:
         threading.Thread(target=self._read, name="llama-magic-reader", daemon=True).start()
         threading.Thread(target=self._write, name="llama-magic-writer", daemon=True).start()
         for name in _EARLY if early else ():
