@@ -198,7 +198,7 @@ def test_a_burst_of_interrupts_leaves_the_kernel_usable(kernel: Kernel) -> None:
         assert kernel.text("print(b.text)") == "ok"
 
 
-def test_a_worker_waits_for_jobs_while_no_cell_runs(kernel: Kernel) -> None:
+def test_a_worker_waits_for_jobs_while_no_cell_runs(kernel: Kernel, tmp_path: Path) -> None:
     process = psutil.Process(int(kernel.text("import os; print(os.getpid())")))
 
     def waiting() -> list[int]:
@@ -218,7 +218,12 @@ def test_a_worker_waits_for_jobs_while_no_cell_runs(kernel: Kernel) -> None:
     kernel.text("%load_ext llama_magic.notebook")
     assert kernel.text("time.sleep(2)\nfrom llama_magic.engine import spare\nprint(len(spare._waiting))") == "0"
     wait_until(waiting, 20)
-    # by then, or a moment later, what first commands need is imported
-    names = "import llama_magic.notebook as extension; print(set(extension._EARLY) <= set(sys.modules))"
-    wait_until(lambda: kernel.text(names) == "True", 20)
+    # so is what first commands need, though a worker waits already; a cell that asked would hold it up
+    kernel.text(
+        "import pathlib, threading, llama_magic.notebook as extension\n"
+        "def look():\n    while not set(extension._EARLY) <= set(sys.modules): time.sleep(0.02)\n"
+        f"    pathlib.Path({str(tmp_path / 'there')!r}).touch()\n"
+        "threading.Thread(target=look, daemon=True).start()"
+    )
+    wait_until((tmp_path / "there").exists, 20)
     kernel.text("%unload_ext llama_magic.notebook")

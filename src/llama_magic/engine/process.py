@@ -40,8 +40,8 @@ class WorkerProcess:
     """
 
     def __init__(self, environment: Iterable[tuple[str, str]] = (), *, early: bool = False) -> None:
-        # Without it, ggml lets a debugger print the stack when an assertion fails, which takes seconds.
         self._arguments = ["--early"] if early else []
+        # Without it, ggml lets a debugger print the stack when an assertion fails, which takes seconds.
         self._environment = {"GGML_NO_BACKTRACE": "1", **os.environ, **dict(environment)}
         # Kept open as long as the process may write to it.
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115

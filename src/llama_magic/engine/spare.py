@@ -77,13 +77,14 @@ def prepare_spare() -> None:
             _waiting.pop().close()
         from llama_magic.engine.process import WorkerProcess
 
+        process = WorkerProcess(early=True)
         timer = threading.Timer(IDLE_S, drop_spare)
         timer.daemon = True
         timer.start()
-        _waiting.append(_Spare(WorkerProcess(early=True), dict(os.environ), os.getpid(), timer))
+        _waiting.append(_Spare(process, dict(os.environ), os.getpid(), timer))
 
 
-def prepare_soon(delay: float | None = None, then: Callable[[], object] = lambda: None) -> None:
+def prepare_soon(delay: float | None = None, then: Callable[[], object] | None = None) -> None:
     """Start a spare worker in a moment, where one is wanted: a job may come, and this call must not wait for it.
 
     Parameters
@@ -91,9 +92,9 @@ def prepare_soon(delay: float | None = None, then: Callable[[], object] = lambda
     delay
         Seconds until then. A worker that is started meanwhile, for whatever it is, has the processor for itself.
     then
-        Called beside the worker's start, in a thread of its own.
+        Called then, too, in a thread of its own, also where a worker waits already.
     """
-    if not _wanted or _ready():
+    if not _wanted or (then is None and _ready()):
         return
     not_now()
     timer = threading.Timer(_SOON_S if delay is None else delay, _prepare_quietly, (then,))
@@ -106,11 +107,12 @@ def _ready() -> bool:
     return any(spare.fits for spare in tuple(_waiting))
 
 
-def _prepare_quietly(then: Callable[[], object]) -> None:
+def _prepare_quietly(then: Callable[[], object] | None) -> None:
     # A job that can not start its worker says why; a process that ends starts no threads any more.
     with contextlib.suppress(LlamaMagicError, OSError, RuntimeError):
         prepare_spare()
-    then()
+    if then is not None:
+        then()
 
 
 def not_now() -> None:

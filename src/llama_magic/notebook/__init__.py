@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 import threading
 from typing import Any
 
@@ -21,8 +22,6 @@ _EARLY = tuple(
         "models.facts", "models.kv", "notebook.jinja_lexer",
     )
 )  # fmt: skip
-#: Seconds after which a cell that runs all the while ends that.
-_PATIENCE_S = 600.0
 _idle = threading.Event()
 
 
@@ -52,14 +51,14 @@ def _cell_ended(_result: object) -> None:
     from llama_magic.api.workers import prepare_soon
 
     _idle.set()
-    prepare_soon(_IDLE_S, _import_early)
+    prepare_soon(_IDLE_S, None if all(name in sys.modules for name in _EARLY) else _import_early)
 
 
 def _import_early() -> None:
-    """Import one module after the other, while no cell runs."""
+    """Import one module after the other, until a cell begins; what is left comes after that."""
     with contextlib.suppress(Exception):  # the command that needs what can not be imported says so
         for name in _EARLY:
-            if not _idle.wait(_PATIENCE_S):
+            if not _idle.is_set():
                 return
             importlib.import_module(name)
 
